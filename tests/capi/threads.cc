@@ -86,7 +86,7 @@ TEST_CASE("cancel from another thread ends a generation") {
     result = duet_generate(x.get(), s.get(), 0, p, &prompt, 1, &o, nullptr);
   });
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  cancel = 1;
+  __atomic_store_n(&cancel, 1, __ATOMIC_RELAXED);
   t.join();
   CHECK(result == DUET_E_CANCELLED);
 }
