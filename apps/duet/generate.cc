@@ -57,9 +57,16 @@ Sampler make_sampler(const Wanted& wanted, duet_tokenizer* tokenizer) {
 
 double rate(uint64_t tokens, double seconds) { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0; }
 
-void write_statistics(const duet_generate_result& result, const duet_model_info& model, double load_s, const Wanted& wanted) {
-  constexpr const char* finishes[] = {"length", "stop token", "stop text", "callback"};
-  const char* finish = result.finish < std::size(finishes) ? finishes[result.finish] : "unknown";
+const char* finish_name(uint32_t finish) {
+  switch (finish) {
+    case DUET_FINISH_LENGTH: return "length";
+    case DUET_FINISH_STOP_TOKEN: return "stop token";
+    case DUET_FINISH_STOP_TEXT: return "stop text";
+    default: return "callback";
+  }
+}
+
+void write_statistics(const duet_generate_result& result, const char* finish, const duet_model_info& model, double load_s, const Wanted& wanted) {
   if (wanted.json) {
     const nlohmann::ordered_json json = {{"backend", model.device},
                                          {"dtype", dtype_name(model.weights)},
@@ -166,7 +173,7 @@ void run_generate(const Arguments& arguments) {
   const bool cancelled = status == DUET_E_CANCELLED;
   if (!cancelled) check(status);
   if (out_is_terminal() && stream.last_byte != '\n') write_error("\n");  // the terminal's line, not the text's
-  if (!library_options.quiet) write_statistics(result, info_of(model.get()), load_s, w);
+  if (!library_options.quiet) write_statistics(result, cancelled ? "interrupt" : finish_name(result.finish), info_of(model.get()), load_s, w);
   if (cancelled) throw Interrupted();
   if (!w.state_out.empty()) save_state(session.get(), state.get(), stream.last_token, w.state_out);
 }
