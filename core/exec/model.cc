@@ -1,0 +1,73 @@
+#include "exec/model.h"
+
+namespace duet {
+namespace {
+
+uint64_t elements(const duetp_tensor& t) {
+  uint64_t n = 1;
+  for (uint32_t i = 0; i < t.n_dim; ++i) n *= t.dim[i];
+  return n;
+}
+
+}  // namespace
+
+Model::Model(std::shared_ptr<Library> library, std::unique_ptr<WeightSource> source, const std::string& path, const std::string& device, duet_dtype weights,
+             duet_progress_fn progress, void* progress_user)
+    : library_(std::move(library)), source_(std::move(source)), path_(path) {
+  shape_ = source_->shape();
+  weights_ = weights ? weights : source_->stored();
+  device_ = library_->registry.device(device, &shape_, weights_);
+  if (const std::string why = device_->refuses(shape_, weights_); !why.empty())
+    fail(DUET_E_UNSUPPORTED, "{} cannot run this model: {}; `duet backends` lists the others", device_->spec, why);
+
+  const bool borrows = device_->has(DUETP_CAP_BORROWS_WEIGHTS);
+  const uint32_t n = shape_.n_layer + 1;
+  layers_.reserve(n);
+  borrowed_.reserve(borrows ? n : 0);
+  try {
+    check_plugin(*device_, device_->table.queue_new(device_->memory_self, &queue_));
+    for (uint32_t i = 0; i < n; ++i) {
+      HostLayer host = source_->layer(i, weights_);
+      for (const duetp_tensor& t : host.storage) n_params_ += elements(t);
+      weight_bytes_ += host.bytes;
+      // the embedding gives one row, all else is read whole
+      const duetp_tensor* emb = host.tensors[DUETP_T_EMB];
+      bytes_per_token_ += host.bytes - (emb ? emb->bytes - emb->bytes / emb->dim[0] : 0);
+      duetp_layer_desc d{};
+      d.size = sizeof d;
+      d.index = i;
+      d.shape = &shape_;
+      d.tensors = host.tensors.data();
+      d.n_tensors = DUETP_T_COUNT;
+      d.weights = weights_;
+      duetp_layer* layer = nullptr;
+      check_plugin(*device_, device_->table.layer_new(device_->memory_self, &d, &layer));
+      layers_.push_back(layer);
+      if (borrows) borrowed_.push_back(std::move(host));
+      if (progress)
+        if (const duet_status s = progress(progress_user, i + 1, n); s != DUET_OK) throw Error(s, "loading was stopped by the progress callback");
+    }
+    const uint64_t wkv = uint64_t{shape_.n_embd} * shape_.head_size;
+    for (uint32_t i = 0; i < shape_.n_layer; ++i) {
+      const std::vector<float> s = source_->time_state(i);
+      if (s.empty()) continue;
+      initial_wkv_.resize(shape_.n_layer * wkv);
+      std::copy(s.begin(), s.end(), initial_wkv_.begin() + static_cast<ptrdiff_t>(i * wkv));
+    }
+    fingerprint_ = source_->fingerprint();
+  } catch (...) {
+    free_layers();
+    throw;
+  }
+}
+
+Model::~Model() { free_layers(); }
+
+void Model::free_layers() noexcept {
+  for (duetp_layer* l : layers_) device_->table.layer_free(device_->memory_self, l);
+  if (queue_) device_->table.queue_free(device_->memory_self, queue_);
+}
+
+void Model::save(const std::string& path) const { save_weights(*source_, path, true, weights_, {}, nullptr, nullptr); }
+
+}  // namespace duet

@@ -1,0 +1,337 @@
+#include "exec/session.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+namespace duet {
+namespace {
+
+constexpr uint32_t kRowBlock = 64;      // rows of logits in device memory at once
+constexpr size_t kMaxRecordings = 8;
+
+constexpr duetp_ref kNone{nullptr, 0, 0, 0};
+
+uint32_t round_up(uint32_t n, uint32_t to) { return (n + to - 1) / to * to; }
+uint32_t row_blocks(uint32_t n_rows) { return (n_rows + kRowBlock - 1) / kRowBlock; }
+
+// Where the parts of a frame of `capacity` tokens lie, in i32; every part begins at a multiple of 64 bytes.
+struct FrameLayout {
+  uint32_t used, tokens, starts, slots, rows, size;
+  explicit FrameLayout(uint32_t capacity) {
+    used = 0;  // i32[3] of the layers' frame, then of each block of rows
+    tokens = 16 * (1 + row_blocks(capacity));
+    starts = tokens + round_up(capacity, 16);
+    slots = starts + round_up(capacity + 1, 16);
+    rows = slots + round_up(capacity, 16);
+    size = rows + round_up(capacity, 16);
+  }
+};
+
+}  // namespace
+
+struct Session::Run {
+  const int32_t* tokens;
+  uint32_t n, slot;
+  uint32_t token_index;               // of the first token in the batch
+  std::optional<uint32_t> row_index;  // of the first row in the batch's output; none: no rows wanted here
+  bool all_rows;                      // one row per token, else one for the last token
+};
+
+// A pass of single tokens whose work the device has recorded; valid while the buffers and the state live.
+struct Session::Recording {
+  std::weak_ptr<State> state;
+  uint32_t n_tokens, n_rows;
+  bool logits, hidden;
+  duetp_record* record;
+};
+
+Session::Session(std::shared_ptr<Model> model, duet_mode mode, uint32_t max_tokens)
+    : model_(std::move(model)), device_(model_->device()), mode_(mode), max_tokens_(max_tokens ? max_tokens : 512) {
+  check_plugin(device_, device_.table.queue_new(device_.memory_self, &queue_));
+}
+
+Session::~Session() {
+  drop_recordings();
+  for (duetp_buffer** b : {&arena_, &frame_, &head_}) free_buffer(*b);
+  device_.table.queue_free(device_.memory_self, queue_);
+}
+
+void Session::drop_recordings() noexcept {
+  for (Recording& r : recordings_) device_.table.record_free(device_.memory_self, r.record);
+  recordings_.clear();
+}
+
+duetp_buffer* Session::new_buffer(uint64_t bytes) {
+  duetp_buffer* b = nullptr;
+  check_plugin(device_, device_.table.buffer_new(device_.memory_self, bytes, &b));
+  return b;
+}
+
+void Session::free_buffer(duetp_buffer*& buffer) noexcept {
+  if (buffer) device_.table.buffer_free(device_.memory_self, buffer);
+  buffer = nullptr;
+}
+
+void Session::wait() { check_plugin(device_, device_.table.queue_wait(device_.memory_self, queue_)); }
+
+// Makes room; grows by doubling up to what one pass may need, so that a session of single tokens stays small.
+void Session::reserve(uint32_t n_tokens, uint32_t n_rows, const Rows& rows) {
+  const duetp_shape& s = model_->shape();
+  if (n_tokens > token_capacity_) {
+    drop_recordings();
+    token_capacity_ = 0;
+    const uint32_t capacity = std::min(std::max(std::bit_ceil(n_tokens), 16u), std::max(max_tokens_, n_tokens));
+    free_buffer(arena_);
+    free_buffer(frame_);
+    arena_ = new_buffer(Activations::bytes(s, model_->weights(), capacity));
+    act_ = Activations(arena_, s, model_->weights(), capacity);
+    frame_ = new_buffer(FrameLayout(capacity).size * sizeof(int32_t));
+    staging_.assign(FrameLayout(capacity).size, 0);
+    token_capacity_ = capacity;
+  }
+  n_rows = std::min(n_rows, kRowBlock);
+  if (n_rows > row_capacity_) {
+    drop_recordings();
+    row_capacity_ = 0;
+    const uint32_t capacity = std::min(std::bit_ceil(n_rows), kRowBlock);
+    const uint64_t hidden_bytes = (uint64_t{capacity} * s.n_embd * sizeof(float) + 63) / 64 * 64;
+    free_buffer(head_);
+    head_ = new_buffer(hidden_bytes + uint64_t{capacity} * s.n_vocab * sizeof(float));
+    hidden_ = {head_, 0, DUET_F32, 0};
+    logits_ = {head_, hidden_bytes, DUET_F32, 0};
+    row_capacity_ = capacity;
+  }
+  row_block_.resize(size_t{row_capacity_} * ((rows.hidden ? s.n_embd : 0) + (rows.logits ? s.n_vocab : 0)));
+}
+
+// Layers and one block of rows as one recorded piece of work, recorded on first use.
+void Session::replay(const std::shared_ptr<State>& state, const Pass& pass, const duetp_frame& block, const Rows& rows) {
+  const duetp_device& t = device_.table;
+  std::erase_if(recordings_, [&](const Recording& r) {
+    if (r.state.expired()) t.record_free(device_.memory_self, r.record);
+    return r.state.expired();
+  });
+  const auto same = [&](const Recording& r) {
+    return r.state.lock() == state && r.n_tokens == pass.frame.n_tokens && r.n_rows == block.n_rows && r.logits == rows.logits && r.hidden == rows.hidden;
+  };
+  auto found = std::find_if(recordings_.begin(), recordings_.end(), same);
+  if (found == recordings_.end()) {
+    if (recordings_.size() == kMaxRecordings) {
+      t.record_free(device_.memory_self, recordings_.front().record);
+      recordings_.erase(recordings_.begin());
+    }
+    recordings_.reserve(kMaxRecordings);
+    duetp_record* record = nullptr;
+    check_plugin(device_, t.record_begin(device_.memory_self, queue_));
+    try {
+      forward_layers(pass);
+      if (block.n_rows > 0) forward_head(pass, block, rows.hidden ? hidden_ : kNone, rows.logits ? logits_ : kNone);
+    } catch (...) {  // the queue must not stay in recording
+      if (t.record_end(device_.memory_self, queue_, &record) == DUET_OK) t.record_free(device_.memory_self, record);
+      throw;
+    }
+    check_plugin(device_, t.record_end(device_.memory_self, queue_, &record));
+    recordings_.push_back({state, pass.frame.n_tokens, block.n_rows, rows.logits, rows.hidden, record});
+    found = recordings_.end() - 1;
+  }
+  check_plugin(device_, t.record_run(device_.memory_self, queue_, found->record));
+}
+
+// Downloads the block of rows that the head has written; index[i] = row of the batch's output
+void Session::take_rows(std::span<const uint32_t> index, const Rows& rows) {
+  const uint64_t C = model_->shape().n_embd, V = model_->shape().n_vocab;
+  float* hidden = row_block_.data();                                   // [rows, C], if wanted
+  float* logits = hidden + (rows.hidden ? index.size() * C : 0);  // [rows, V], if wanted
+  const auto download = [&](float* dst, duetp_ref src, uint64_t width) {
+    check_plugin(device_, device_.table.download(device_.memory_self, queue_, dst, src, index.size() * width * sizeof(float)));
+  };
+  if (rows.hidden) download(hidden, hidden_, C);
+  if (rows.logits) download(logits, logits_, V);
+  wait();
+  for (size_t i = 0; i < index.size(); ++i) rows.take(index[i], rows.hidden ? hidden + i * C : nullptr, rows.logits ? logits + i * V : nullptr);
+}
+
+void Session::run_pass(const std::shared_ptr<State>& state, std::span<const Run> runs, duet_mode mode, const Rows& rows) {
+  uint32_t n_tokens = 0, max_len = 0;
+  std::vector<uint32_t> row_token, row_index, token_index;  // within the pass; within the batch's output; within the batch
+  for (const Run& r : runs) {
+    for (uint32_t i = 0; i < r.n; ++i) token_index.push_back(r.token_index + i);
+    if (r.row_index && r.all_rows)
+      for (uint32_t i = 0; i < r.n; ++i) row_token.push_back(n_tokens + i), row_index.push_back(*r.row_index + i);
+    if (r.row_index && !r.all_rows) row_token.push_back(n_tokens + r.n - 1), row_index.push_back(*r.row_index);
+    n_tokens += r.n;
+    max_len = std::max(max_len, r.n);
+  }
+  const auto n_seqs = static_cast<uint32_t>(runs.size()), n_rows = static_cast<uint32_t>(row_token.size());
+  reserve(n_tokens, n_rows, rows);
+
+  const FrameLayout at(token_capacity_);
+  const auto ref = [&](uint32_t word) { return duetp_ref{frame_, uint64_t{word} * sizeof(int32_t), 0, 0}; };
+  int32_t* w = staging_.data();
+  uint32_t token = 0;
+  for (uint32_t s = 0; s < n_seqs; ++s) {
+    w[at.starts + s] = static_cast<int32_t>(token);
+    w[at.slots + s] = static_cast<int32_t>(runs[s].slot);
+    std::copy_n(runs[s].tokens, runs[s].n, w + at.tokens + token);
+    token += runs[s].n;
+  }
+  w[at.starts + n_seqs] = static_cast<int32_t>(n_tokens);
+  std::copy(row_token.begin(), row_token.end(), w + at.rows);
+  const auto use = [&](uint32_t block, uint32_t n) {  // used of the layers' frame (block 0) or of a block of rows
+    w[at.used + 16 * block] = static_cast<int32_t>(n_tokens);
+    w[at.used + 16 * block + 1] = static_cast<int32_t>(n_seqs);
+    w[at.used + 16 * block + 2] = static_cast<int32_t>(n);
+  };
+  duetp_frame frame{sizeof(duetp_frame), n_tokens, n_seqs, 0, max_len, ref(at.used), ref(at.tokens), ref(at.starts), ref(at.slots), ref(at.rows)};
+  use(0, 0);
+  std::vector<duetp_frame> blocks;
+  for (uint32_t first = 0; first < n_rows; first += kRowBlock) {
+    duetp_frame block = frame;
+    block.n_rows = std::min(kRowBlock, n_rows - first);
+    block.used = ref(at.used + 16 * (1 + first / kRowBlock));
+    block.rows = ref(at.rows + first);
+    use(1 + first / kRowBlock, block.n_rows);
+    blocks.push_back(block);
+  }
+  check_plugin(device_, device_.table.upload(device_.memory_self, queue_, ref(0), w, staging_.size() * sizeof(int32_t)));
+
+  const Pass pass{*model_, queue_, frame, state->device_state(), mode, act_};
+  const bool recorded = mode == DUET_MODE_RECURRENT && device_.records() && blocks.size() <= 1;
+  if (recorded)
+    replay(state, pass, blocks.empty() ? frame : blocks[0], rows);
+  else
+    forward_layers(pass);
+  if (rows.take_v_first) {
+    const uint64_t C = model_->shape().n_embd;
+    v_first_.resize(n_tokens * C);
+    check_plugin(device_, device_.table.download(device_.memory_self, queue_, v_first_.data(), act_.v_first, v_first_.size() * sizeof(float)));
+    wait();
+    for (uint32_t t = 0; t < n_tokens; ++t) rows.take_v_first(token_index[t], v_first_.data() + t * C);
+  }
+  for (uint32_t b = 0; b < blocks.size(); ++b) {
+    if (!recorded) forward_head(pass, blocks[b], rows.hidden ? hidden_ : kNone, rows.logits ? logits_ : kNone);
+    take_rows(std::span(row_index).subspan(b * kRowBlock, blocks[b].n_rows), rows);
+  }
+  if (blocks.empty()) wait();
+}
+
+// Whole sequences, packed; what is longer than a pass goes on in the next one through the state.
+void Session::run_parallel(const std::shared_ptr<State>& state, const Batch& batch, const Rows& rows) {
+  std::vector<Run> runs;
+  uint32_t in_pass = 0, token = 0, row = 0;
+  const auto flush = [&] {
+    if (!runs.empty()) run_pass(state, runs, DUET_MODE_PARALLEL, rows);
+    runs.clear();
+    in_pass = 0;
+  };
+  for (size_t s = 0; s < batch.lengths.size(); ++s)
+    for (uint32_t done = 0; done < batch.lengths[s];) {
+      const uint32_t n = std::min(batch.lengths[s] - done, max_tokens_ - in_pass);
+      const bool last = done + n == batch.lengths[s], wanted = (rows.logits || rows.hidden) && (rows.all || last);
+      runs.push_back({batch.tokens.data() + token, n, batch.slots[s], token, wanted ? std::optional(row) : std::nullopt, rows.all});
+      done += n;
+      token += n;
+      in_pass += n;
+      if (wanted) row += rows.all ? n : 1;
+      if (in_pass == max_tokens_) flush();
+    }
+  flush();
+}
+
+// One token of every sequence that still has one, step by step.
+void Session::run_recurrent(const std::shared_ptr<State>& state, const Batch& batch, const Rows& rows) {
+  struct Sequence {
+    uint32_t slot, first_token, length, last_row;
+  };
+  std::vector<Sequence> sequences;
+  uint32_t token = 0, row = 0, longest = 0;
+  for (size_t s = 0; s < batch.lengths.size(); ++s) {
+    if (batch.lengths[s] > 0) sequences.push_back({batch.slots[s], token, batch.lengths[s], row++});
+    token += batch.lengths[s];
+    longest = std::max(longest, batch.lengths[s]);
+  }
+  std::vector<Run> runs;
+  for (uint32_t step = 0; step < longest; ++step) {
+    const auto flush = [&] {
+      if (!runs.empty()) run_pass(state, runs, DUET_MODE_RECURRENT, rows);
+      runs.clear();
+    };
+    for (const Sequence& s : sequences) {
+      if (step >= s.length) continue;
+      const uint32_t at = s.first_token + step;
+      const bool wanted = (rows.logits || rows.hidden) && (rows.all || step + 1 == s.length);
+      runs.push_back({batch.tokens.data() + at, 1, s.slot, at, wanted ? std::optional(rows.all ? at : s.last_row) : std::nullopt, rows.all});
+      if (runs.size() == max_tokens_) flush();
+    }
+    flush();
+  }
+}
+
+void Session::check(const State& state, const Batch& batch) const {
+  if (&state.model()->device() != &device_ || state.model()->fingerprint() != model_->fingerprint())
+    fail(DUET_E_INVALID, "the state was created with another model than the session; copy it with duet_state_copy");
+  std::vector<uint32_t> slots = batch.slots;
+  for (uint32_t s : slots) state.check_slot(s);
+  std::sort(slots.begin(), slots.end());
+  if (const auto twice = std::adjacent_find(slots.begin(), slots.end()); twice != slots.end())
+    fail(DUET_E_INVALID, "slot {} stands twice in the batch; two sequences cannot advance one state", *twice);
+  for (size_t i = 0; i < batch.tokens.size(); ++i)
+    if (batch.tokens[i] < 0 || static_cast<uint32_t>(batch.tokens[i]) >= model_->shape().n_vocab)
+      fail(DUET_E_INVALID, "token {} at position {} is outside the model's vocabulary [0, {})", batch.tokens[i], i, model_->shape().n_vocab);
+}
+
+void Session::run(const std::shared_ptr<State>& state, const Batch& batch, const Rows& rows) {
+  check(*state, batch);
+  const bool single = std::all_of(batch.lengths.begin(), batch.lengths.end(), [](uint32_t n) { return n <= 1; });
+  try {
+    if (mode_ == DUET_MODE_RECURRENT || (mode_ == DUET_MODE_AUTO && single))
+      run_recurrent(state, batch, rows);
+    else
+      run_parallel(state, batch, rows);
+  } catch (...) {  // nothing half-enqueued may run with the next batch
+    (void)device_.table.queue_wait(device_.memory_self, queue_);
+    throw;
+  }
+}
+
+void Session::forward(const std::shared_ptr<State>& state, const Batch& batch) {
+  const uint32_t C = model_->shape().n_embd, V = model_->shape().n_vocab;
+  Rows rows;
+  rows.all = batch.outputs & DUET_OUT_ALL_LOGITS;
+  rows.logits = !(batch.outputs & DUET_OUT_NO_LOGITS);
+  rows.hidden = batch.outputs & DUET_OUT_HIDDEN;
+  const auto n_tokens = static_cast<uint32_t>(batch.tokens.size());
+  const auto n_seqs = static_cast<uint32_t>(std::count_if(batch.lengths.begin(), batch.lengths.end(), [](uint32_t n) { return n > 0; }));
+  const auto shape = [](Output& o, bool wanted, uint32_t n, uint32_t width) {
+    o.rows = wanted ? n : 0;
+    o.width = width;
+    o.data.resize(size_t{o.rows} * width);
+  };
+  shape(outputs_[DUET_OUTPUT_LOGITS], rows.logits, rows.all ? n_tokens : n_seqs, V);
+  shape(outputs_[DUET_OUTPUT_HIDDEN], rows.hidden, rows.all ? n_tokens : n_seqs, C);
+  shape(outputs_[DUET_OUTPUT_V_FIRST], batch.outputs & DUET_OUT_V_FIRST, n_tokens, C);
+  const auto keep = [](Output& o, uint32_t row, const float* from) { std::copy_n(from, o.width, o.data.data() + size_t{row} * o.width); };
+  rows.take = [&](uint32_t row, const float* hidden, const float* logits) {
+    if (hidden) keep(outputs_[DUET_OUTPUT_HIDDEN], row, hidden);
+    if (logits) keep(outputs_[DUET_OUTPUT_LOGITS], row, logits);
+  };
+  if (batch.outputs & DUET_OUT_V_FIRST) rows.take_v_first = [&](uint32_t token, const float* v) { keep(outputs_[DUET_OUTPUT_V_FIRST], token, v); };
+  run(state, batch, rows);
+}
+
+void Session::score(const std::shared_ptr<State>& state, uint32_t slot, std::span<const int32_t> tokens, double* out_nll) {
+  const uint32_t V = model_->shape().n_vocab;
+  Rows rows;
+  rows.all = rows.logits = true;
+  rows.take = [&](uint32_t t, const float*, const float* logits) {
+    if (t + 1 >= tokens.size()) return;
+    const double top = *std::max_element(logits, logits + V);
+    double sum = 0;
+    for (uint32_t i = 0; i < V; ++i) sum += std::exp(logits[i] - top);
+    out_nll[t] = top + std::log(sum) - logits[tokens[t + 1]];
+  };
+  run(state, {tokens, {static_cast<uint32_t>(tokens.size())}, {slot}, 0}, rows);
+}
+
+}  // namespace duet

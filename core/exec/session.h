@@ -1,0 +1,81 @@
+// Runs batches of tokens through a model in one of the two modes: scratch memory, a queue, recordings.
+#pragma once
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "exec/forward.h"
+#include "exec/state.h"
+
+namespace duet {
+
+struct Batch {
+  std::span<const int32_t> tokens;  // packed
+  std::vector<uint32_t> lengths;    // [n_seqs]
+  std::vector<uint32_t> slots;      // [n_seqs]
+  uint32_t outputs = DUET_OUT_LAST_LOGITS;
+};
+
+// Rows of one output of the last forward.
+struct Output {
+  std::vector<float> data;  // [rows, width]
+  uint32_t rows = 0, width = 0;
+};
+
+class Session {
+ public:
+  Session(std::shared_ptr<Model> model, duet_mode mode, uint32_t max_tokens);
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  const std::shared_ptr<Model>& model() const { return model_; }
+  duet_mode mode() const { return mode_; }
+  uint32_t max_tokens() const { return max_tokens_; }  // of one pass
+  void forward(const std::shared_ptr<State>& state, const Batch& batch);
+  const Output& output(uint32_t which) const { return outputs_[which]; }
+  // nll[t] = -log p(tokens[t+1] | state, tokens[0..t])
+  void score(const std::shared_ptr<State>& state, uint32_t slot, std::span<const int32_t> tokens, double* out_nll);
+
+  std::atomic<bool> busy{false};  // see capi/exclusive.h
+
+ private:
+  struct Run;       // consecutive tokens of one sequence within a pass
+  struct Recording;
+  struct Rows {     // what a pass hands back, in pieces of at most kRowBlock rows
+    std::function<void(uint32_t index, const float* hidden, const float* logits)> take;  // index: of the row in the batch's output
+    std::function<void(uint32_t index, const float* v_first)> take_v_first;              // index: of the token in the batch
+    bool all = false, logits = false, hidden = false;
+  };
+  void check(const State& state, const Batch& batch) const;
+  void run(const std::shared_ptr<State>& state, const Batch& batch, const Rows& rows);
+  void run_parallel(const std::shared_ptr<State>& state, const Batch& batch, const Rows& rows);
+  void run_recurrent(const std::shared_ptr<State>& state, const Batch& batch, const Rows& rows);
+  void run_pass(const std::shared_ptr<State>& state, std::span<const Run> runs, duet_mode mode, const Rows& rows);
+  void replay(const std::shared_ptr<State>& state, const Pass& pass, const duetp_frame& block, const Rows& rows);
+  void take_rows(std::span<const uint32_t> index, const Rows& rows);
+  void reserve(uint32_t n_tokens, uint32_t n_rows, const Rows& rows);
+  void wait();
+  void drop_recordings() noexcept;
+  duetp_buffer* new_buffer(uint64_t bytes);
+  void free_buffer(duetp_buffer*& buffer) noexcept;
+
+  std::shared_ptr<Model> model_;
+  const Device& device_;
+  duet_mode mode_;
+  uint32_t max_tokens_;
+  duetp_queue* queue_ = nullptr;
+  uint32_t token_capacity_ = 0, row_capacity_ = 0;
+  duetp_buffer *arena_ = nullptr, *frame_ = nullptr, *head_ = nullptr;  // activations; frame; [hidden | logits] of a block of rows
+  Activations act_;
+  duetp_ref hidden_{}, logits_{};
+  std::vector<int32_t> staging_;           // the frame, as it is uploaded
+  std::vector<float> row_block_, v_first_;  // downloaded: [rows, C + V], [tokens, C]
+  std::vector<Recording> recordings_;
+  Output outputs_[3];                      // by DUET_OUTPUT_*
+};
+
+}  // namespace duet

@@ -1,0 +1,164 @@
+#include "model/weights.h"
+
+#include <new>
+#include <set>
+
+#include "base/error.h"
+#include "model/fingerprint.h"
+
+namespace duet {
+namespace {
+
+template <class Bits>
+struct Counts {
+  uint64_t bad = 0, nonzero = 0;
+};
+
+// `largest`: bits of the largest magnitude that passes
+template <class Bits>
+Counts<Bits> count_values(const void* data, uint64_t n, Bits largest) {
+  Counts<Bits> c;
+  const auto* p = static_cast<const unsigned char*>(data);
+  constexpr Bits kMagnitude = static_cast<Bits>(static_cast<Bits>(~Bits{0}) >> 1);
+  for (uint64_t i = 0; i < n; ++i) {
+    Bits b;
+    std::memcpy(&b, p + i * sizeof b, sizeof b);
+    b &= kMagnitude;
+    c.bad += b > largest;
+    c.nonzero += b != 0;
+  }
+  return c;
+}
+
+template <class Bits>
+void report(Counts<Bits> c, uint64_t n, const std::string& file, const std::string& name, const Log& log, bool strict) {
+  if (c.bad != 0) {
+    if (strict) fail(DUET_E_NUMERIC, "{}: {} of the {} values of {} are not finite or beyond 1e30 (refused by strict loading)", file, c.bad, n, name);
+    log.warn("{}: {} of the {} values of {} are not finite or beyond 1e30", file, c.bad, n, name);
+  }
+  // What is zero in no working model: embedding, head, the products that everything passes through, and the norms' weights.
+  if (c.nonzero != 0 || n == 0) return;
+  for (const char* needed : {"emb.weight", "head.weight", "ln0.weight", "ln1.weight", "ln2.weight", "ln_x.weight", "ln_out.weight", "key.weight", "receptance.weight", "att.value.weight"})
+    if (name.ends_with(needed)) return log.warn("{}: all {} values of {} are zero", file, n, name);
+}
+
+class CheckpointWeights final : public WeightSource {
+ public:
+  CheckpointWeights(Checkpoint checkpoint, const Log& log, const OpenOptions& options)
+      : file_(std::make_shared<const Checkpoint>(std::move(checkpoint))), model_(check_schema(*file_, log, options.strict)), log_(log), options_(options) {}
+
+  const duetp_shape& shape() const override { return model_.shape; }
+  duet_dtype dtype(uint32_t id, uint32_t layer) const override {
+    const DType t = model_.layers.at(layer)[id]->dtype;
+    return t == DType::f64 ? DUET_F32 : to_duet(t);
+  }
+
+  std::shared_ptr<const void> tensor(uint32_t id, uint32_t layer, duet_dtype want) const override {
+    const Tensor& t = *model_.layers.at(layer)[id];
+    const DType target = from_duet(want);
+    file_->check_unchanged();
+    if (t.dtype == target && reinterpret_cast<uintptr_t>(t.data.data()) % dtype_bytes(target) == 0) {
+      if (options_.strict || options_.verify || !tensor_specs()[id].matrix) check(t, t.data.data(), target);
+      return {file_, t.data.data()};
+    }
+    const std::shared_ptr<void> converted = weight_memory(t.count() * dtype_bytes(target), t.name);
+    convert_floats(t.data.data(), t.dtype, converted.get(), want, t.count());
+    check(t, converted.get(), target);
+    return converted;
+  }
+
+  std::vector<float> time_state(uint32_t layer) const override {
+    if (model_.time_state.empty() || model_.time_state.at(layer) == nullptr) return {};
+    const Tensor& t = *model_.time_state[layer];
+    std::vector<float> out(t.count());
+    convert_floats(t.data.data(), t.dtype, out.data(), DUET_F32, t.count());
+    check(t, out.data(), DType::f32);
+    return out;
+  }
+
+ private:
+  // Once for each tensor: a warning is not repeated.
+  void check(const Tensor& t, const void* data, DType dtype) const {
+    if (checked_.insert(&t).second) check_values(data, dtype, t.count(), file_->path(), t.name, log_, options_.strict);
+  }
+
+  std::shared_ptr<const Checkpoint> file_;
+  ModelTensors model_;
+  Log log_;
+  OpenOptions options_;
+  mutable std::set<const Tensor*> checked_;
+};
+
+}  // namespace
+
+std::shared_ptr<void> weight_memory(uint64_t bytes, const std::string& what) {
+  constexpr std::align_val_t kAlign{64};
+  void* p = ::operator new(bytes, kAlign, std::nothrow);
+  if (p == nullptr) fail(DUET_E_MEMORY, "{} needs {} bytes, which could not be had", what, bytes);
+  return {p, [](void* q) { ::operator delete(q, kAlign); }};
+}
+
+void check_values(const void* data, DType dtype, uint64_t n, const std::string& file, const std::string& name, const Log& log, bool strict) {
+  switch (dtype) {
+    case DType::f64: return report(count_values<uint64_t>(data, n, 0x4629'3e59'39a0'8cea), n, file, name, log, strict);
+    case DType::f32: return report(count_values<uint32_t>(data, n, 0x7149'f2ca), n, file, name, log, strict);
+    case DType::bf16: return report(count_values<uint16_t>(data, n, 0x7149), n, file, name, log, strict);
+    case DType::f16: return report(count_values<uint16_t>(data, n, 0x7bff), n, file, name, log, strict);
+    default: return;  // integers are finite
+  }
+}
+
+HostLayer WeightSource::layer(uint32_t index, duet_dtype weights) const {
+  HostLayer out;
+  out.storage.reserve(DUETP_T_COUNT);  // so that pointers into it stay
+  out.names.reserve(DUETP_T_COUNT);
+  for (const TensorSpec& spec : tensor_specs()) {
+    const std::vector<uint32_t> dims = tensor_shape(spec.id, index, shape());
+    if (dims.empty()) continue;
+    duetp_tensor t{};
+    t.size = sizeof t;
+    t.id = spec.id;
+    t.dtype = spec.matrix ? weights : DUET_F32;
+    t.name = out.names.emplace_back(tensor_name(spec.id, index)).c_str();
+    t.data = out.owners.emplace_back(tensor(spec.id, index, t.dtype)).get();
+    t.bytes = tensor_count(spec.id, index, shape()) * dtype_bytes(from_duet(t.dtype));
+    t.n_dim = static_cast<uint32_t>(dims.size());
+    std::copy(dims.begin(), dims.end(), t.dim);
+    out.bytes += t.bytes;
+    out.tensors[spec.id] = &out.storage.emplace_back(t);
+  }
+  return out;
+}
+
+duet_dtype WeightSource::stored() const {
+  duet_dtype widest = 0;
+  for (uint32_t i = 0; i <= shape().n_layer; ++i)
+    for (const TensorSpec& spec : tensor_specs())
+      if (spec.matrix && tensor_count(spec.id, i, shape()) != 0) {
+        const duet_dtype d = dtype(spec.id, i);
+        widest = widest == 0 || widest == d ? d : DUET_F32;  // neither 16-bit type holds the other
+      }
+  return widest;
+}
+
+std::string WeightSource::fingerprint() const {
+  Fingerprint hash;
+  const duetp_shape& s = shape();
+  for (const uint32_t d : {s.n_layer, s.n_embd, s.n_head, s.head_size, s.n_ffn, s.n_vocab, s.rank_w, s.rank_a, s.rank_v, s.rank_g}) hash.add(d);
+  for (uint32_t i = 0; i <= s.n_layer; ++i)
+    for (const TensorSpec& spec : tensor_specs()) {
+      const uint64_t n = spec.matrix ? 0 : tensor_count(spec.id, i, s);
+      if (n != 0) hash.add(static_cast<const float*>(tensor(spec.id, i, DUET_F32).get()), n);
+    }
+  return hash.text();
+}
+
+std::unique_ptr<WeightSource> checkpoint_weights(Checkpoint checkpoint, const Log& log, const OpenOptions& options) {
+  return std::make_unique<CheckpointWeights>(std::move(checkpoint), log, options);
+}
+
+std::unique_ptr<WeightSource> open_weights(const std::string& path, const Log& log, const OpenOptions& options) {
+  return checkpoint_weights(Checkpoint::open(path, log, options), log, options);
+}
+
+}  // namespace duet
