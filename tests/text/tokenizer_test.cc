@@ -1,13 +1,14 @@
 // The World tokenizer: golden cases, exactness on any bytes, longest match against a naive search.
 #include "text/tokenizer.h"
 
-#include <fstream>
+#include <algorithm>
+#include <limits>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <random>
 
 #include "base/error.h"
 #include "support/catch.h"
+#include "support/golden.h"
 #include "text/small_vocabulary.h"
 
 using namespace duet;
@@ -53,10 +54,10 @@ std::string random_bytes(std::mt19937& random, size_t n) {
 }  // namespace
 
 TEST_CASE("every golden case gives the official tokens and decodes to its bytes") {
-  const auto golden = nlohmann::json::parse(std::ifstream(DUET_GOLDEN "/tokenizer_golden.json"));
-  CHECK(world().size() == golden["vocab_entries"].get<uint32_t>() + 1);
-  REQUIRE(golden["cases"].size() == 414);
-  for (const auto& c : golden["cases"]) {
+  const auto expected = golden::load_json("tokenizer_golden.json");
+  CHECK(world().size() == expected["vocab_entries"].get<uint32_t>() + 1);
+  REQUIRE(expected["cases"].size() == 414);
+  for (const auto& c : expected["cases"]) {
     const std::string text = base64_bytes(c["bytes_b64"]);
     const auto tokens = encode(world(), text);
     CHECK(tokens == c["ids"].get<std::vector<int32_t>>());
