@@ -65,6 +65,17 @@ TEST_CASE("every golden case gives the official tokens and decodes to its bytes"
   }
 }
 
+TEST_CASE("all tokens of the World vocabulary have the bytes that Python reads in their literals") {
+  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a over the length and the bytes of each token; expected: ast.literal_eval of each line
+  const auto add = [&hash](unsigned char c) { hash = (hash ^ c) * 0x100000001b3; };
+  for (uint32_t token = 1; token < world().size(); ++token) {
+    const std::string_view bytes = world().bytes(static_cast<int32_t>(token));
+    add(static_cast<unsigned char>(bytes.size()));
+    for (const char c : bytes) add(static_cast<unsigned char>(c));
+  }
+  CHECK(hash == 0xc23ec404a272e3f1);
+}
+
 TEST_CASE("ids of the World vocabulary that prompts rely on") {
   CHECK(encode(world(), "\n") == std::vector<int32_t>{11});
   CHECK(encode(world(), "\n\n") == std::vector<int32_t>{261});
