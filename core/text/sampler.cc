@@ -11,6 +11,7 @@ namespace duet {
 namespace {
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
+constexpr size_t kMaxLogits = 1 << 24;  // so many roundings stay far below 1 - top_p for every float below 1
 
 void check_range(const char* name, float value, float low, float high) {
   if (value >= low && value <= high) return;  // false for NaN
@@ -37,17 +38,17 @@ Sampler::Sampler(SamplerOptions options) : options_(std::move(options)) {
 
 void Sampler::adjust(std::span<const float> logits) {
   const size_t n = logits.size();
-  if (n == 0 || n > static_cast<size_t>(std::numeric_limits<int32_t>::max())) fail(DUET_E_INVALID, "sampler: {} logits; there must be 1 to 2^31 - 1", n);
+  if (n == 0 || n > kMaxLogits) fail(DUET_E_INVALID, "sampler: {} logits; there must be 1 to {}", n, kMaxLogits);
   logits_.assign(logits.begin(), logits.end());
   for (size_t i = 0; i < n; ++i)
     if (!(logits_[i] < kInf)) fail(DUET_E_NUMERIC, "sampler: the logit of token {} is {}", i, logits_[i]);
   for (const auto& [token, bias] : options_.bias) {
     if (static_cast<size_t>(token) >= n) fail(DUET_E_INVALID, "sampler: a bias names token {}, but there are {} logits", token, n);
-    logits_[static_cast<size_t>(token)] += bias;
+    logits_[token] += bias;
   }
   for (const auto& [token, count] : count_) {
     if (static_cast<size_t>(token) >= n) fail(DUET_E_INVALID, "sampler: token {} was accepted, but there are {} logits", token, n);
-    logits_[static_cast<size_t>(token)] -= options_.presence + count * options_.frequency;
+    logits_[token] -= options_.presence + count * options_.frequency;
   }
   max_ = *std::max_element(logits_.begin(), logits_.end());
   if (max_ == -kInf) fail(DUET_E_NUMERIC, "sampler: all {} logits are -inf after the bias; there is no token to draw", n);
@@ -57,21 +58,21 @@ void Sampler::adjust(std::span<const float> logits) {
 // the weights up in buckets of 1/64 of a logit and sorts the one bucket in which the sum gets there.
 template <class Weight>
 Sampler::Rank Sampler::reach(double target, Weight weight) {
-  constexpr size_t kBuckets = 4096;
-  const auto bucket = [this](double logit) { return static_cast<size_t>(std::min((max_ - logit) * 64, kBuckets - 1.0)); };
+  constexpr int kBuckets = 4096;
+  const auto bucket = [this](size_t i) { return static_cast<int>(std::min((max_ - logits_[i]) * 64, kBuckets - 1.0)); };
   std::array<double, kBuckets> sum{};
-  for (size_t i = 0; i < logits_.size(); ++i) sum[bucket(logits_[i])] += weight(i);
+  for (size_t i = 0; i < logits_.size(); ++i) sum[bucket(i)] += weight(i);
   double reached = 0;
-  size_t b = 0;
+  int b = 0;
   while (b < kBuckets - 1 && reached + sum[b] < target) reached += sum[b++];
 
-  std::vector<Rank> ranks;
+  ranks_.clear();
   for (size_t i = 0; i < logits_.size(); ++i)
-    if (bucket(logits_[i]) == b) ranks.push_back({logits_[i], static_cast<int32_t>(i)});
-  std::sort(ranks.begin(), ranks.end(), [](Rank a, Rank c) { return a.logit != c.logit ? a.logit > c.logit : a.token < c.token; });
-  for (const Rank& r : ranks)
-    if ((reached += weight(static_cast<size_t>(r.token))) >= target) return r;
-  return {-kInf, std::numeric_limits<int32_t>::max()};  // the target is above the whole sum by a rounding: nothing is cut
+    if (bucket(i) == b) ranks_.push_back({logits_[i], static_cast<int32_t>(i)});
+  std::sort(ranks_.begin(), ranks_.end(), [](Rank a, Rank c) { return a.logit != c.logit ? a.logit > c.logit : a.token < c.token; });
+  for (const Rank& r : ranks_)
+    if ((reached += weight(r.token)) >= target) return r;
+  return ranks_.back();  // in this order the bucket's sum missed the target by a rounding
 }
 
 // All cuts keep the head of one ranking, so that together they keep the shortest.
@@ -82,10 +83,10 @@ Sampler::Rank Sampler::last_kept() {
     if (r.logit > last.logit || (r.logit == last.logit && r.token < last.token)) last = r;
   };
   if (options_.top_p < 1) {
-    std::vector<double> p(logits_.size());  // times their sum
+    p_.resize(logits_.size());
     double sum = 0;
-    for (size_t i = 0; i < p.size(); ++i) sum += p[i] = std::exp(logits_[i] - max_);
-    cut({reach(options_.top_p * sum, [&p](size_t i) { return p[i]; }).logit, kLast});
+    for (size_t i = 0; i < p_.size(); ++i) sum += p_[i] = std::exp(logits_[i] - max_);
+    cut({reach(options_.top_p * sum, [this](size_t i) { return p_[i]; }).logit, kLast});
   }
   if (options_.top_k > 0 && options_.top_k < logits_.size()) cut(reach(options_.top_k, [](size_t) { return 1.0; }));
   if (options_.min_p > 0) cut({max_ + std::log(static_cast<double>(options_.min_p)), kLast});
@@ -116,7 +117,7 @@ void Sampler::probs(std::span<const float> logits, std::span<float> out) {
   if (out.size() != logits.size()) fail(DUET_E_INVALID, "sampler: {} logits, but room for {} probabilities", logits.size(), out.size());
   keep(logits);
   std::fill(out.begin(), out.end(), 0.0f);
-  for (const Kept& k : kept_) out[static_cast<size_t>(k.token)] = static_cast<float>(k.weight / total_);
+  for (const Kept& k : kept_) out[k.token] = static_cast<float>(k.weight / total_);
 }
 
 int32_t Sampler::pick(std::span<const float> logits) {

@@ -52,8 +52,11 @@ class Sampler {
   std::unordered_map<int32_t, double> count_;  // official "occurrence" table
   uint64_t position_ = 0;                      // tokens accepted so far
 
+  // Scratch, kept from call to call so that a token costs no allocation.
   std::vector<double> logits_;  // with bias and penalties
   double max_ = 0;              // the largest of them
+  std::vector<double> p_;       // exp(logit - max)
+  std::vector<Rank> ranks_;     // one bucket of reach()
   std::vector<Kept> kept_;      // by rising tokens
   double total_ = 0;            // of their weights
 };
