@@ -117,8 +117,8 @@ TEST_CASE("what others can change is not taken") {
     const std::string path = scene.plugin("good", "p");
     ::chmod(scene.path(c.what).c_str(), c.mode);
     for (const std::string& name : {path, scene.path("p/libduet_fake.so")}) {
-      const Json p = World(name).report()[1];
       if (std::string(c.what) == "p/fake.duet.json" && name != path) continue;  // a bare library has no manifest
+      const Json p = World(name).report()[1];
       CHECK(p["taken"] == false);
       CHECK(says(p["reason"], c.sentence));
       CHECK(says(p["reason"], "chmod go-w"));

@@ -40,6 +40,7 @@ class Scene {
 
   std::string write(const std::string& name, const std::string& bytes, mode_t mode = 0644) const {
     std::filesystem::create_directories(std::filesystem::path(path(name)).parent_path());
+    std::filesystem::remove(path(name));  // a fresh file: a library that is loaded must not change, and some systems flush what is truncated
     std::ofstream(path(name), std::ios::binary) << bytes;
     ::chmod(path(name).c_str(), mode);
     return path(name);
