@@ -11,6 +11,7 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/DuetConfigVersion.cmake C
 install(FILES ${PROJECT_BINARY_DIR}/DuetConfig.cmake ${PROJECT_BINARY_DIR}/DuetConfigVersion.cmake sdk/cmake/DuetPlugin.cmake DESTINATION ${package})
 
 file(RELATIVE_PATH up /prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig /prefix)
+string(REGEX REPLACE "/$" "" up ${up})
 configure_file(cmake/duet.pc.in ${PROJECT_BINARY_DIR}/duet.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/duet.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 
