@@ -209,7 +209,7 @@ typedef struct duetp_step {
   const duetp_layer* const* layers; /* [L+1] */
   const duetp_frame* frame;
   duetp_state* state;
-  duetp_ref x, v_first;             /* f32 [T,C] */
+  duetp_ref x, v_first;             /* f32 [T,C]; afterwards the last layer's output, and layer 0's value vectors */
   duetp_ref hidden, logits;         /* rung 3; none = not wanted */
 } duetp_step;
 

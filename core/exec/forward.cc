@@ -84,6 +84,20 @@ void time_mix(const Pass& p, uint32_t i) {
   Call(p, i, DUETP_LINEAR_OUTPUT).in({b.o}).out({b.x}).run(d.linear);  // x += W o
 }
 
+// The arguments of rungs 2 and 3
+duetp_step step(const Pass& p, const duetp_frame& frame) {
+  duetp_step s{};
+  s.size = sizeof s;
+  s.n_layer = p.model.shape().n_layer;
+  s.mode = p.mode;
+  s.layers = p.model.layers();
+  s.frame = &frame;
+  s.state = p.state;
+  s.x = p.act.x;
+  s.v_first = p.act.v_first;
+  return s;
+}
+
 void channel_mix(const Pass& p, uint32_t i) { Call(p, i).in({p.act.x}).out({p.act.x}).run(p.model.device().channel_mix); }
 
 }  // namespace
@@ -101,6 +115,10 @@ void forward_layers(const Pass& p) {
   const Device& d = p.model.device();
   const uint32_t L = p.model.shape().n_layer;
   Call(p, L).out({p.act.x}).run(d.embed);
+  if (d.layers) {
+    const duetp_step s = step(p, p.frame);
+    return check_plugin(d, d.layers(d.table.self, p.queue, &s));
+  }
   for (uint32_t i = 0; i < L; ++i) {
     time_mix(p, i);
     channel_mix(p, i);
@@ -109,6 +127,14 @@ void forward_layers(const Pass& p) {
 
 void forward_head(const Pass& p, const duetp_frame& rows, duetp_ref hidden, duetp_ref logits) {
   Call(p, p.model.shape().n_layer).rows(rows).in({p.act.x}).out({hidden, logits}).run(p.model.device().head);
+}
+
+void forward_step(const Pass& p, const duetp_frame& rows, duetp_ref hidden, duetp_ref logits) {
+  const Device& d = p.model.device();
+  duetp_step s = step(p, rows);
+  s.hidden = hidden;
+  s.logits = logits;
+  check_plugin(d, d.step(d.table.self, p.queue, &s));
 }
 
 }  // namespace duet

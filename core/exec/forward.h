@@ -26,9 +26,12 @@ struct Pass {
   const Activations& act;
 };
 
-// Enqueue: tokens -> x after the last layer. Nothing has been computed when these return.
+// Each of these enqueues work; nothing has been computed when it returns. Devices with a rung-2 slot run all layers in it.
+// tokens -> x after the last layer
 void forward_layers(const Pass& pass);
-// Enqueue: x at rows.rows -> hidden and logits; either may be none.
+// x at rows.rows -> hidden and logits; either may be none
 void forward_head(const Pass& pass, const duetp_frame& rows, duetp_ref hidden, duetp_ref logits);
+// Both of the above as one rung-3 step, on a device that has it.
+void forward_step(const Pass& pass, const duetp_frame& rows, duetp_ref hidden, duetp_ref logits);
 
 }  // namespace duet

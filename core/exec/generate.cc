@@ -18,7 +18,7 @@ size_t prompt_piece(const Session& session) { return session.mode() == DUET_MODE
 void generate(Session& session, const std::shared_ptr<State>& state, uint32_t slot, Sampler& sampler, std::span<const int32_t> prompt,
               const GenerateOptions& options, duet_generate_result& result) {
   const auto check_cancel = [&] {
-    if (options.cancel && *options.cancel) fail(DUET_E_CANCELLED, "generation was cancelled after {} tokens", result.n_new);
+    if (options.cancel && __atomic_load_n(options.cancel, __ATOMIC_RELAXED) != 0) fail(DUET_E_CANCELLED, "generation was cancelled after {} tokens", result.n_new);
   };
   const auto feed = [&](std::span<const int32_t> tokens, uint32_t outputs) {
     session.forward(state, {tokens, {static_cast<uint32_t>(tokens.size())}, {slot}, outputs});
@@ -48,7 +48,8 @@ void generate(Session& session, const std::shared_ptr<State>& state, uint32_t sl
       break;
     }
     bool go_on = !options.on_token || options.on_token(token);
-    if (options.tokenizer) go_on = show(stream.push(options.tokenizer->bytes(token))) && go_on;
+    // a model's vocabulary may have rows that no token uses: they have no text
+    if (options.tokenizer && static_cast<uint32_t>(token) < options.tokenizer->size()) go_on = show(stream.push(options.tokenizer->bytes(token))) && go_on;
     if (stream.stopped()) {
       result.finish = DUET_FINISH_STOP_TEXT;
       break;

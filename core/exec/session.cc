@@ -48,6 +48,7 @@ struct Session::Recording {
 
 Session::Session(std::shared_ptr<Model> model, duet_mode mode, uint32_t max_tokens)
     : model_(std::move(model)), device_(model_->device()), mode_(mode), max_tokens_(max_tokens ? max_tokens : 512) {
+  if (device_.step && !device_.head.fn) max_tokens_ = std::min(max_tokens_, kRowBlock);  // rung 3 alone: all rows of a pass in one step
   check_plugin(device_, device_.table.queue_new(device_.memory_self, &queue_));
 }
 
@@ -105,6 +106,14 @@ void Session::reserve(uint32_t n_tokens, uint32_t n_rows, const Rows& rows) {
   row_block_.resize(size_t{row_capacity_} * ((rows.hidden ? s.n_embd : 0) + (rows.logits ? s.n_vocab : 0)));
 }
 
+// Layers and at most one block of rows, by the widest rung that the device has.
+void Session::enqueue(const Pass& pass, const duetp_frame& block, const Rows& rows) {
+  const duetp_ref hidden = rows.hidden ? hidden_ : kNone, logits = rows.logits ? logits_ : kNone;
+  if (device_.step) return forward_step(pass, block, hidden, logits);
+  forward_layers(pass);
+  if (block.n_rows > 0) forward_head(pass, block, hidden, logits);
+}
+
 // Layers and one block of rows as one recorded piece of work, recorded on first use.
 void Session::replay(const std::shared_ptr<State>& state, const Pass& pass, const duetp_frame& block, const Rows& rows) {
   const duetp_device& t = device_.table;
@@ -125,8 +134,7 @@ void Session::replay(const std::shared_ptr<State>& state, const Pass& pass, cons
     duetp_record* record = nullptr;
     check_plugin(device_, t.record_begin(device_.memory_self, queue_));
     try {
-      forward_layers(pass);
-      if (block.n_rows > 0) forward_head(pass, block, rows.hidden ? hidden_ : kNone, rows.logits ? logits_ : kNone);
+      enqueue(pass, block, rows);
     } catch (...) {  // the queue must not stay in recording
       if (t.record_end(device_.memory_self, queue_, &record) == DUET_OK) t.record_free(device_.memory_self, record);
       throw;
@@ -197,11 +205,11 @@ void Session::run_pass(const std::shared_ptr<State>& state, std::span<const Run>
   check_plugin(device_, device_.table.upload(device_.memory_self, queue_, ref(0), w, staging_.size() * sizeof(int32_t)));
 
   const Pass pass{*model_, queue_, frame, state->device_state(), mode, act_};
-  const bool recorded = mode == DUET_MODE_RECURRENT && device_.records() && blocks.size() <= 1;
-  if (recorded)
-    replay(state, pass, blocks.empty() ? frame : blocks[0], rows);
+  const duetp_frame& first_block = blocks.empty() ? frame : blocks[0];
+  if (mode == DUET_MODE_RECURRENT && device_.records() && blocks.size() <= 1)
+    replay(state, pass, first_block, rows);
   else
-    forward_layers(pass);
+    enqueue(pass, first_block, rows);
   if (rows.take_v_first) {
     const uint64_t C = model_->shape().n_embd;
     v_first_.resize(n_tokens * C);
@@ -210,7 +218,7 @@ void Session::run_pass(const std::shared_ptr<State>& state, std::span<const Run>
     for (uint32_t t = 0; t < n_tokens; ++t) rows.take_v_first(token_index[t], v_first_.data() + t * C);
   }
   for (uint32_t b = 0; b < blocks.size(); ++b) {
-    if (!recorded) forward_head(pass, blocks[b], rows.hidden ? hidden_ : kNone, rows.logits ? logits_ : kNone);
+    if (b > 0) forward_head(pass, blocks[b], rows.hidden ? hidden_ : kNone, rows.logits ? logits_ : kNone);
     take_rows(std::span(row_index).subspan(b * kRowBlock, blocks[b].n_rows), rows);
   }
   if (blocks.empty()) wait();

@@ -56,6 +56,7 @@ class Session {
   void run_recurrent(const std::shared_ptr<State>& state, const Batch& batch, const Rows& rows);
   void run_pass(const std::shared_ptr<State>& state, std::span<const Run> runs, duet_mode mode, const Rows& rows);
   void replay(const std::shared_ptr<State>& state, const Pass& pass, const duetp_frame& block, const Rows& rows);
+  void enqueue(const Pass& pass, const duetp_frame& block, const Rows& rows);
   void take_rows(std::span<const uint32_t> index, const Rows& rows);
   void reserve(uint32_t n_tokens, uint32_t n_rows, const Rows& rows);
   void wait();

@@ -4,6 +4,7 @@
 #include <memory>
 #include <span>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "text/tokenizer.h"
@@ -18,22 +19,46 @@ struct SamplerOptions {
   std::shared_ptr<const Tokenizer> tokenizer;
 };
 
-// Uniform in [0,1): Philox4x32-10 keyed by seed, counter (sequence, position). The same on every device.
+// Uniform in [0,1), a multiple of 2^-53: Philox4x32-10 keyed by seed, counter (position, sequence). The same on every device.
 double counter_uniform(uint64_t seed, uint64_t sequence, uint64_t position);
 
 class Sampler {
  public:
   explicit Sampler(SamplerOptions options);  // DUET_E_INVALID names the option, its value and the range
-  // out [n]. DUET_E_NUMERIC if a logit is NaN or +inf, or all are -inf. Work in double.
+  // out [n]. DUET_E_NUMERIC if a logit is NaN or +inf, or all are -inf; DUET_E_INVALID if a bias or an accepted token lies
+  // beyond the logits. Work in double. Temperature 0 takes the first largest logit; ties with the last value that top_p
+  // keeps stay, ties at the end of top_k go to the lower ids.
   void probs(std::span<const float> logits, std::span<float> out);
   int32_t pick(std::span<const float> logits);  // draws and accepts
   void accept(int32_t token);
   void reset();
 
  private:
+  struct Kept {
+    int32_t token;
+    double weight;
+  };
+  struct Rank {  // in the order of falling logits, then rising tokens
+    double logit;
+    int32_t token;
+  };
+  void adjust(std::span<const float> logits);  // fills logits_ and max_
+  void keep(std::span<const float> logits);    // fills kept_ and total_
+  template <class Weight>
+  Rank reach(double target, Weight weight);
+  Rank last_kept();
+
   SamplerOptions options_;
   std::unordered_map<int32_t, double> count_;  // official "occurrence" table
   uint64_t position_ = 0;                      // tokens accepted so far
+
+  // Scratch, kept from call to call so that a token costs no allocation.
+  std::vector<double> logits_;  // with bias and penalties
+  double max_ = 0;              // the largest of them
+  std::vector<double> p_;       // exp(logit - max)
+  std::vector<Rank> ranks_;     // one bucket of reach()
+  std::vector<Kept> kept_;      // by rising tokens
+  double total_ = 0;            // of their weights
 };
 
 }  // namespace duet

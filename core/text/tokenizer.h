@@ -1,10 +1,12 @@
 // World-format tokenizer: greedy longest match over bytes with a trie. Immutable after construction.
 #pragma once
 #include <cstdint>
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "text/trie.h"
+#include "text/vocabulary.h"
 
 namespace duet {
 
@@ -16,18 +18,18 @@ class Tokenizer {
   Tokenizer(std::string_view text, std::string_view file);
   static Tokenizer load(const std::string& path);
 
-  uint32_t size() const { return static_cast<uint32_t>(offset_.size() - 1); }  // largest id + 1
-  // Any bytes; never fails, never yields token 0. O(text * longest token), no recursion.
+  uint32_t size() const { return vocabulary_.size(); }  // largest id + 1
+  // Appends the tokens. Any bytes; never fails, never yields token 0. O(text * longest token), no recursion.
   void encode(std::string_view text, std::vector<int32_t>& out) const;
-  // Bytes of a token: "" for token 0 and for ids that the file leaves out. DUET_E_INVALID outside [0, size()).
+  // Bytes of a token: "" for token 0. DUET_E_INVALID outside [0, size()).
   std::string_view bytes(int32_t token) const;
-  void check_fits(uint32_t n_vocab, std::string_view model) const;  // DUET_E_INVALID naming both sizes
+  // DUET_E_INVALID naming both sizes, unless the model has a row for every token and at most 64 rows without one.
+  void check_fits(uint32_t n_vocab, std::string_view model) const;
 
  private:
-  std::string pool_;              // bytes of all tokens, one after another
-  std::vector<uint32_t> offset_;  // [size()+1] into pool_
   std::string file_;
-  // trie members, private to the implementation: the text/tokenizer.cc author chooses them
+  Vocabulary vocabulary_;
+  Trie trie_;
 };
 
 }  // namespace duet

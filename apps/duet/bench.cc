@@ -1,0 +1,205 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "files.h"
+#include "memory_speed.h"
+#include "progress.h"
+#include "runtime.h"
+#include "subcommands.h"
+
+namespace duet {
+namespace {
+
+constexpr uint32_t kShortPrompt = 16;  // tokens before the first token that is timed
+
+struct Wanted {
+  std::string shape;
+  float relu2 = 0;
+  std::vector<uint32_t> prompt_tokens{512}, batch{1};
+  uint32_t gen_tokens = 64, repeat = 3;
+  bool json = false;
+};
+
+struct PromptSpeed {
+  uint32_t tokens;
+  double seconds;
+};
+struct GenerationSpeed {
+  uint32_t batch;
+  double seconds_per_step;
+};
+struct Figures {
+  double load_s = 0, first_token_s = 0, memory_limit = 0;  // s, s after loading, bytes/s
+  uint64_t peak_memory = 0;
+  std::vector<PromptSpeed> prompts;
+  std::vector<GenerationSpeed> generations;
+};
+
+// Tokens that are the same in every run: a linear congruential generator's upper bits.
+std::vector<int32_t> random_tokens(size_t n, uint32_t n_vocab) {
+  std::vector<int32_t> out(n);
+  uint64_t x = 1;
+  for (int32_t& token : out) {
+    x = x * 6364136223846793005u + 1442695040888963407u;
+    token = static_cast<int32_t>((x >> 33) % n_vocab);
+  }
+  return out;
+}
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+Session open_session(duet_model* model, duet_mode mode) {
+  auto o = DUET_INIT(duet_session_options);
+  o.mode = mode;
+  return make<Session>(duet_session_create, model, &o);
+}
+
+void forward(duet_session* session, duet_state* state, const int32_t* tokens, uint32_t n_seqs, const uint32_t* lengths) {
+  auto batch = DUET_INIT(duet_batch);
+  batch.n_seqs = n_seqs;
+  batch.tokens = tokens;
+  batch.lengths = lengths;
+  check(duet_forward(session, state, &batch));
+  check_interrupted();
+}
+
+// One prompt, read in parallel mode from a fresh state; only the last token's logits, as when generating.
+double time_prompt(duet_model* model, const Wanted& w, uint32_t n_tokens, uint32_t n_vocab) {
+  const std::vector<int32_t> tokens = random_tokens(n_tokens, n_vocab);
+  const Session session = open_session(model, DUET_MODE_PARALLEL);
+  const State state = make<State>(duet_state_create, model, 1u, nullptr);
+  std::vector<double> times;
+  for (uint32_t i = 0; i <= w.repeat; ++i) {
+    check(duet_state_reset(state.get(), 0));
+    const double begin = seconds_now();
+    forward(session.get(), state.get(), tokens.data(), 1, &n_tokens);
+    if (i > 0) times.push_back(seconds_now() - begin);  // the first pass warms up
+  }
+  return median(times);
+}
+
+// Steps of one token for each of `batch` sequences in recurrent mode, with logits, without sampling.
+double time_generation(duet_model* model, const Wanted& w, uint32_t batch, uint32_t n_vocab) {
+  const std::vector<int32_t> tokens = random_tokens(size_t{w.gen_tokens} * batch, n_vocab);
+  const Session session = open_session(model, DUET_MODE_RECURRENT);
+  const State state = make<State>(duet_state_create, model, batch, nullptr);
+  forward(session.get(), state.get(), tokens.data(), batch, nullptr);  // warms up
+  std::vector<double> times;
+  for (uint32_t i = 0; i < w.repeat; ++i) {
+    const double begin = seconds_now();
+    for (uint32_t step = 0; step < w.gen_tokens; ++step) forward(session.get(), state.get(), tokens.data() + size_t{step} * batch, batch, nullptr);
+    times.push_back((seconds_now() - begin) / w.gen_tokens);
+  }
+  return median(times);
+}
+
+Model open_model(duet_library* library, ModelOptions& options, const Wanted& w, bool quiet) {
+  if (w.shape.empty()) return options.load(library, quiet);
+  Progress progress("filling weights", quiet);
+  auto random = DUET_INIT(duet_random_options);
+  random.shape = w.shape.c_str();
+  random.relu2 = w.relu2;
+  duet_model_options o = options.fields();
+  o.progress = Progress::call;
+  o.progress_user = &progress;
+  return make<Model>(duet_model_random, library, &random, &o);
+}
+
+Figures measure(duet_model* model, const Wanted& w, uint32_t threads, double load_s, bool quiet) {
+  const uint32_t n_vocab = info_of(model).n_vocab;
+  Figures f;
+  f.load_s = load_s;
+  const double begin = seconds_now();
+  {
+    const Session session = open_session(model, DUET_MODE_AUTO);
+    const State state = make<State>(duet_state_create, model, 1u, nullptr);
+    forward(session.get(), state.get(), random_tokens(kShortPrompt, n_vocab).data(), 1, &kShortPrompt);
+  }
+  f.first_token_s = seconds_now() - begin;
+  Progress progress("measuring", quiet);
+  const size_t n = w.prompt_tokens.size() + w.batch.size();
+  for (const uint32_t tokens : w.prompt_tokens) {
+    f.prompts.push_back({tokens, time_prompt(model, w, tokens, n_vocab)});
+    progress.update(f.prompts.size(), n);
+  }
+  for (const uint32_t batch : w.batch) {
+    f.generations.push_back({batch, time_generation(model, w, batch, n_vocab)});
+    progress.update(f.prompts.size() + f.generations.size(), n);
+  }
+  f.peak_memory = peak_memory();  // before the next line's own buffers
+  f.memory_limit = memory_read_speed(threads);
+  return f;
+}
+
+std::string as_json(const Figures& f, const duet_model_info& m, const std::string& name, const Wanted& w, uint32_t threads) {
+  using Json = nlohmann::ordered_json;
+  Json prompts = Json::array(), generations = Json::array();
+  for (const PromptSpeed& p : f.prompts) prompts.push_back({{"tokens", p.tokens}, {"seconds", p.seconds}, {"tokens_per_second", p.tokens / p.seconds}});
+  for (const GenerationSpeed& g : f.generations) {
+    const double read = static_cast<double>(m.bytes_per_token) / g.seconds_per_step;
+    generations.push_back({{"batch", g.batch}, {"tokens_per_second", g.batch / g.seconds_per_step}, {"seconds_per_step", g.seconds_per_step}, {"bytes_per_second", read}, {"share_of_memory_limit", read / f.memory_limit}});
+  }
+  const Json out = {{"version", duet_version_string()}, {"model", name}, {"backend", m.device}, {"dtype", dtype_name(m.weights)}, {"threads", threads}, {"repeat", w.repeat},
+                    {"relu2", w.relu2 > 0 ? Json(w.relu2) : Json()}, {"parameters", m.n_params}, {"weight_bytes", m.weight_bytes}, {"bytes_per_token", m.bytes_per_token},
+                    {"load_seconds", f.load_s}, {"first_token_seconds", f.first_token_s}, {"peak_memory_bytes", f.peak_memory}, {"memory_bytes_per_second", f.memory_limit},
+                    {"prompt", prompts}, {"generation", generations}};
+  return out.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+std::string as_text(const Figures& f, const duet_model_info& m, const std::string& name, const Wanted& w, uint32_t threads) {
+  std::string out = fmt::format("model         {}, {:.1f} M parameters, {}{}\n", name, static_cast<double>(m.n_params) / 1e6, dtype_name(m.weights),
+                                w.relu2 > 0 ? fmt::format(", {:.0f} % of relu^2 not zero", 100 * w.relu2) : "");
+  out += fmt::format("computed on   {}, {} threads; medians of {}\n", m.device, threads, w.repeat);
+  out += fmt::format("loading       {:.3f} s, first token {:.3f} s later ({} tokens of prompt)\n", f.load_s, f.first_token_s, kShortPrompt);
+  out += fmt::format("memory        {} at most, {} of it weights; streams at {:.1f} GB/s\n", bytes_text(f.peak_memory), bytes_text(m.weight_bytes), f.memory_limit / 1e9);
+  out += fmt::format("one token     reads {} of weights\n", bytes_text(m.bytes_per_token));
+  out += "\nprompt, parallel mode\n  tokens       tok/s         s\n";
+  for (const PromptSpeed& p : f.prompts) out += fmt::format("{:8} {:11.1f} {:9.4f}\n", p.tokens, p.tokens / p.seconds, p.seconds);
+  out += "\ngeneration, recurrent mode\n   batch       tok/s   ms/step      GB/s  of the memory's\n";
+  for (const GenerationSpeed& g : f.generations) {
+    const double read = static_cast<double>(m.bytes_per_token) / g.seconds_per_step;
+    out += fmt::format("{:8} {:11.1f} {:9.3f} {:9.1f} {:6.0f} %\n", g.batch, g.batch / g.seconds_per_step, 1e3 * g.seconds_per_step, read / 1e9, 100 * read / f.memory_limit);
+  }
+  return out;
+}
+
+}  // namespace
+
+void run_bench(const Arguments& arguments) {
+  Wanted w;
+  ModelOptions model_options;
+  LibraryOptions library_options;
+  Options options("bench", "[--model M | --shape SHAPE] [OPTIONS]",
+                  "Measures reading prompts (parallel mode, logits of the last token) and generating (recurrent mode, without sampling),\n"
+                  "loading, the first token, memory, and the memory's streaming speed, which bounds generation.");
+  model_options.declare(options);
+  options.text("shape", "SHAPE", w.shape, "0.1b, 0.4b, 1.5b, 2.9b or 7.2b: random weights in the shape of a released model, no file")
+      .number<float>("relu2", "F", w.relu2, 1e-4f, 1, "with --shape: the share of relu^2 activations that are not zero (default: about half)");
+  options.section("Measurements")
+      .numbers("prompt-tokens", "N,..", w.prompt_tokens, 1, 1u << 24, "lengths of the prompts (default: 512)")
+      .numbers("batch", "N,..", w.batch, 1, 1u << 16, "sequences that generate at once (default: 1)")
+      .number<uint32_t>("gen-tokens", "N", w.gen_tokens, 1, 1u << 24, "steps of each generation (default: 64)")
+      .number<uint32_t>("repeat", "N", w.repeat, 1, 1000, "measure N times and take the median (default: 3)");
+  options.section("Run");
+  library_options.declare(options);
+  options.flag("json", w.json, "the figures as JSON");
+  if (!options.parse(arguments)) return;
+  options.exclude("model", "shape");
+  if (options.given("relu2") && w.shape.empty()) throw Usage("--relu2 needs --shape: a file's activations are what they are");
+
+  const uint32_t threads = library_options.threads > 0 ? library_options.threads : physical_cores();
+  const double begin = seconds_now();
+  const Library library = library_options.open();
+  const Model model = open_model(library.get(), model_options, w, library_options.quiet);
+  const Figures figures = measure(model.get(), w, threads, seconds_now() - begin, library_options.quiet);
+  const std::string name = w.shape.empty() ? model_options.path : "random weights, shape " + w.shape;
+  write_out((w.json ? as_json : as_text)(figures, info_of(model.get()), name, w, threads));
+}
+
+}  // namespace duet

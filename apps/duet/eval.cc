@@ -1,0 +1,123 @@
+#include <fmt/format.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <numeric>
+
+#include "files.h"
+#include "progress.h"
+#include "runtime.h"
+#include "subcommands.h"
+
+namespace duet {
+namespace {
+
+std::string_view trim(std::string_view text) {
+  constexpr std::string_view blanks = " \t\n\r\v\f";
+  const size_t begin = text.find_first_not_of(blanks);
+  return begin == text.npos ? std::string_view() : text.substr(begin, text.find_last_not_of(blanks) - begin + 1);
+}
+
+// The documents between lines `<|endoftext|>`, trimmed; empty ones are left out.
+std::vector<std::string_view> split_documents(std::string_view text) {
+  std::vector<std::string_view> out;
+  size_t begin = 0;
+  const auto add = [&](size_t end) {
+    const std::string_view document = trim(text.substr(begin, end - begin));
+    if (!document.empty()) out.push_back(document);
+  };
+  for (size_t line = 0; line < text.size();) {
+    const size_t end = std::min(text.find('\n', line), text.size());
+    if (trim(text.substr(line, end - line)) == "<|endoftext|>") {
+      add(line);
+      begin = end;
+    }
+    line = end + 1;
+  }
+  add(text.size());
+  return out;
+}
+
+struct Score {
+  uint64_t documents = 0, tokens = 0, predicted = 0, bytes = 0;
+  double nll = 0, seconds = 0;  // nats
+  double loss() const { return nll / static_cast<double>(predicted); }
+  double bits_per_byte() const { return nll / std::log(2.0) / static_cast<double>(bytes); }
+};
+
+// Each document from a fresh state: token 0 and its first max_tokens - 1 tokens.
+Score score(duet_session* session, duet_state* state, duet_tokenizer* tokenizer, const std::vector<std::string_view>& documents, uint32_t max_tokens, bool quiet) {
+  Score out;
+  Progress progress("scoring", quiet);
+  const double begin = seconds_now();
+  for (const std::string_view document : documents) {
+    // a token has at most 4096 bytes, so a longer piece than this cannot matter
+    std::vector<int32_t> tokens = encode(tokenizer, document.substr(0, size_t{max_tokens} * 4096));
+    tokens.insert(tokens.begin(), 0);
+    tokens.resize(std::min<size_t>(tokens.size(), max_tokens));
+    std::vector<double> nll(tokens.size() - 1);
+    check(duet_state_reset(state, 0));
+    check(duet_score(session, state, 0, tokens.data(), tokens.size(), nll.data()));
+    size_t bytes = 0;
+    check(duet_tokenizer_decode(tokenizer, tokens.data(), tokens.size(), nullptr, 0, &bytes));
+    out.nll += std::accumulate(nll.begin(), nll.end(), 0.0);
+    out.documents += 1;
+    out.tokens += tokens.size();
+    out.predicted += nll.size();
+    out.bytes += bytes;
+    check_interrupted();
+    progress.update(out.documents, documents.size());
+  }
+  out.seconds = seconds_now() - begin;
+  return out;
+}
+
+}  // namespace
+
+void run_eval(const Arguments& arguments) {
+  ModelOptions model_options;
+  LibraryOptions library_options;
+  std::string text_file, vocab;
+  duet_mode mode = DUET_MODE_AUTO;
+  uint32_t max_tokens = 1024;
+  bool json = false;
+  Options options("eval", "--model M --text F [OPTIONS]",
+                  "Scores documents. They stand between lines '<|endoftext|>' and are trimmed of surrounding white space; each is scored\n"
+                  "from a fresh state as token 0 and its first 1023 tokens. Gives the loss per predicted token in nats, the bits per byte of\n"
+                  "those tokens, the perplexity per token, and the speed.");
+  model_options.declare(options);
+  options.file("vocab", "FILE", vocab, "vocabulary in World format (default: vocab.txt beside the model, else World where it fits)");
+  options.section("Text")
+      .file("text", "FILE", text_file, "the documents")
+      .number<uint32_t>("max-tokens", "N", max_tokens, 2, 1u << 24, "tokens of a document that are read, token 0 included (default: 1024)");
+  options.section("Run").mode(mode, "auto, parallel or recurrent (default: auto)");
+  library_options.declare(options);
+  options.flag("json", json, "the result as JSON");
+  if (!options.parse(arguments)) return;
+  options.require("text");
+
+  const std::string text = read_text(text_file);
+  const std::vector<std::string_view> documents = split_documents(text);
+  if (documents.empty()) throw Failure(text_file + ": holds no text");
+  const Library library = library_options.open();
+  const Model model = model_options.load(library.get(), library_options.quiet);
+  const Tokenizer tokenizer = open_tokenizer(library.get(), vocab, model.get());
+  auto session_options = DUET_INIT(duet_session_options);
+  session_options.mode = mode;
+  const Session session = make<Session>(duet_session_create, model.get(), &session_options);
+  const State state = make<State>(duet_state_create, model.get(), 1u, nullptr);
+  const Score s = score(session.get(), state.get(), tokenizer.get(), documents, max_tokens, library_options.quiet);
+
+  const double rate = static_cast<double>(s.tokens) / s.seconds;
+  if (json) {
+    const nlohmann::ordered_json out = {{"documents", s.documents}, {"predicted_tokens", s.predicted}, {"bytes", s.bytes},
+                                        {"loss", s.loss()},         {"bits_per_byte", s.bits_per_byte()}, {"perplexity", std::exp(s.loss())},
+                                        {"seconds", s.seconds},     {"tokens_per_second", rate}, {"peak_memory_bytes", peak_memory()}};
+    write_out(out.dump() + "\n");
+    return;
+  }
+  write_out(fmt::format("documents      {}\npredicted      {} tokens, {} bytes\nloss           {:.4f} nats per token\nbits per byte  {:.4f}\nperplexity     {:.3f}\nspeed          {:.1f} tok/s\n",
+                        s.documents, s.predicted, s.bytes, s.loss(), s.bits_per_byte(), std::exp(s.loss()), rate));
+}
+
+}  // namespace duet

@@ -1,0 +1,117 @@
+#include "runtime.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <filesystem>
+
+#include "files.h"
+#include "progress.h"
+
+namespace duet {
+
+void LibraryOptions::declare(Options& options) {
+  options.number<uint32_t>("threads", "N", threads, 1, 256, "threads to compute with (default: the physical cores this process may use)")
+      .file("plugin-path", "LIST", plugin_path, "plugin files or folders, separated by ':'; replaces the default search")
+      .flag("quiet", quiet, "no progress, statistics or warnings on standard error");
+}
+
+Library LibraryOptions::open() const {
+  auto o = DUET_INIT(duet_library_options);
+  o.n_threads = threads;
+  o.plugin_path = plugin_path.empty() ? nullptr : plugin_path.c_str();
+  o.log_level = quiet ? DUET_LOG_ERROR : DUET_LOG_WARNING;
+  return make<Library>(duet_library_create, &o);
+}
+
+void FileOptions::declare(Options& options) {
+  options.flag("strict", strict, "unknown tensors and weights that are not finite are errors, not warnings")
+      .flag("verify", verify, "read every byte first: checksums, finite weights");
+}
+
+void ModelOptions::declare(Options& options) {
+  options.section("Model").file("model", "FILE|DIR", path,
+                                "official .pth, .safetensors, or a folder with config.json; told apart by content (default: the bundled stories-7m)");
+  declare_device(options);
+}
+
+void ModelOptions::declare_device(Options& options) {
+  options.text("backend", "NAME[:INDEX]", backend, "where to compute, see 'duet backends' (default: DUET_BACKEND, else the best there is)")
+      .dtype(dtype, "f32, bf16 or f16: the matrices in memory (default: as stored)");
+  file.declare(options);
+}
+
+const std::string& ModelOptions::choose() {
+  if (path.empty()) {
+    path = default_model();
+    std::error_code ignored;
+    if (!std::filesystem::exists(path, ignored)) throw Failure("the bundled model is not at " + path + "; give --model");
+  }
+  return path;
+}
+
+duet_model_options ModelOptions::fields() const {
+  auto o = DUET_INIT(duet_model_options);
+  o.weights = dtype;
+  o.device = backend.empty() ? nullptr : backend.c_str();
+  o.flags = file.flags();
+  return o;
+}
+
+Model ModelOptions::load(duet_library* library, bool quiet) {
+  Progress progress("loading " + std::filesystem::path(choose()).filename().string(), quiet);
+  duet_model_options o = fields();
+  o.progress = Progress::call;
+  o.progress_user = &progress;
+  Model model = make<Model>(duet_model_load, library, path.c_str(), &o);
+  check_interrupted();
+  return model;
+}
+
+Tokenizer open_tokenizer(duet_library* library, const std::string& vocab, duet_model* model) {
+  if (vocab.empty()) return make<Tokenizer>(duet_tokenizer_for_model, model);
+  Tokenizer tokenizer = make<Tokenizer>(duet_tokenizer_load, library, vocab.c_str());
+  uint32_t n_vocab = 0;
+  check(duet_tokenizer_size(tokenizer.get(), &n_vocab));
+  const duet_model_info info = info_of(model);
+  if (n_vocab > info.n_vocab) throw Failure(fmt::format("{}: has ids up to {}, the model's vocabulary ends at {}; it belongs to another model", vocab, n_vocab - 1, info.n_vocab - 1));
+  return tokenizer;
+}
+
+std::vector<int32_t> encode(duet_tokenizer* tokenizer, std::string_view text) {
+  std::vector<int32_t> out(text.size());  // a token has at least one byte
+  size_t n = 0;
+  check(duet_tokenizer_encode(tokenizer, text.data(), text.size(), out.data(), out.size(), &n));
+  out.resize(n);
+  return out;
+}
+
+duet_model_info info_of(duet_model* model) {
+  auto info = DUET_INIT(duet_model_info);
+  check(duet_model_get(model, &info));
+  return info;
+}
+
+const char* dtype_name(duet_dtype dtype) {
+  switch (dtype) {
+    case DUET_F32: return "f32";
+    case DUET_F16: return "f16";
+    case DUET_BF16: return "bf16";
+    default: return "mixed";
+  }
+}
+
+std::string bytes_text(uint64_t bytes) {
+  constexpr const char* units[] = {"bytes", "KiB", "MiB", "GiB", "TiB"};
+  size_t unit = 0;
+  auto value = static_cast<double>(bytes);
+  while (value >= 1024 && unit + 1 < std::size(units)) {
+    value /= 1024;
+    ++unit;
+  }
+  return unit == 0 ? fmt::format("{} bytes", bytes) : fmt::format("{:.1f} {}", value, units[unit]);
+}
+
+double seconds_now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+}  // namespace duet

@@ -1,0 +1,122 @@
+#include "plugin/absorb.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+#include "plugin/elf_note.h"
+#include "plugin/host.h"
+
+namespace duet {
+namespace {
+
+constexpr size_t kAlignment = 64;
+
+// Calls f(name, slot) for each memory slot of one table, or f(name, slot, slot of another) for two.
+template <class F, class... Table>
+void for_memory_slots(F&& f, Table&... t) {
+  f("buffer_new", t.buffer_new...), f("buffer_free", t.buffer_free...), f("buffer_ptr", t.buffer_ptr...);
+  f("upload", t.upload...), f("download", t.download...), f("copy", t.copy...);
+  f("layer_new", t.layer_new...), f("layer_export", t.layer_export...), f("layer_free", t.layer_free...);
+  f("queue_new", t.queue_new...), f("queue_wait", t.queue_wait...), f("queue_free", t.queue_free...);
+  f("state_new", t.state_new...), f("state_copy", t.state_copy...), f("state_export", t.state_export...);
+  f("state_import", t.state_import...), f("state_free", t.state_free...);
+}
+
+// f(stage of the device, slot of the ops)
+template <class F>
+void for_stages(Device& d, const duetp_ops& ops, F&& f) {
+  f(d.embed, ops.embed), f(d.shift_mix, ops.shift_mix), f(d.linear, ops.linear), f(d.lowrank, ops.lowrank), f(d.wkv_prepare, ops.wkv_prepare);
+  f(d.wkv, ops.wkv), f(d.norm_gate, ops.norm_gate), f(d.channel_mix, ops.channel_mix), f(d.head, ops.head);
+}
+
+// True if all memory slots are filled, false if none is.
+bool has_memory(const duetp_device& t, const std::string& who) {
+  const char *given = nullptr, *missing = nullptr;
+  for_memory_slots([&](const char* name, auto slot) { (slot ? given : missing) = name; }, t);
+  if (given && missing) fail(DUET_E_ABI, "{}: provides {} but not {}; the memory slots come all together or not at all", who, given, missing);
+  return given != nullptr;
+}
+
+void check_recording(const duetp_device& t, uint64_t caps, bool memory, const std::string& who) {
+  const int n = (t.record_begin != nullptr) + (t.record_end != nullptr) + (t.record_run != nullptr) + (t.record_free != nullptr);
+  if (n != 0 && n != 4) fail(DUET_E_ABI, "{}: provides {} of the four record_* slots; they come all together or not at all", who, n);
+  if (n == 4 && !memory) fail(DUET_E_ABI, "{}: provides record_* without memory slots; a device on the host's memory runs each stage at once", who);
+  if ((n == 4) != ((caps & DUETP_CAP_RECORD) != 0)) fail(DUET_E_ABI, "{}: DUETP_CAP_RECORD and the record_* slots contradict each other", who);
+}
+
+// A pointer that the CPU is to use must suit its widest loads.
+void check_alignment(const Device& d, const std::string& who) {
+  duetp_buffer* b = nullptr;
+  check_plugin(d, call_plugin(who, "buffer_new", [&] { return d.table.buffer_new(d.memory_self, 192, &b); }));
+  const void* p = call_plugin(who, "buffer_ptr", [&] { return d.table.buffer_ptr(d.memory_self, b); });
+  call_plugin(who, "buffer_free", [&] { d.table.buffer_free(d.memory_self, b); });
+  if (p == nullptr || reinterpret_cast<uintptr_t>(p) % kAlignment != 0)
+    fail(DUET_E_DEVICE, "{}: buffer_ptr gave {}; a host-visible buffer must be aligned to {} bytes", who, p, kAlignment);
+}
+
+}  // namespace
+
+Device absorb(const duetp_device& theirs, const duetp_device_info& info, const std::string& who, const Device* reference) {
+  if (theirs.size < kMinDeviceSize) fail(DUET_E_ABI, "{}: its device table has {} bytes, less than the {} of the first version", who, theirs.size, kMinDeviceSize);
+  if (theirs.ops == nullptr || theirs.ops->size < 2 * sizeof(uint32_t)) fail(DUET_E_ABI, "{}: its device has no table of stages", who);
+  Device d;
+  d.plugin = who;
+  d.info = info;
+  std::memcpy(&d.table, &theirs, std::min<size_t>(theirs.size, sizeof d.table));
+  duetp_ops ops{};
+  std::memcpy(&ops, theirs.ops, std::min<size_t>(theirs.ops->size, sizeof ops));
+  d.table.size = sizeof d.table;
+  d.table.ops = nullptr;  // the stages below are the only way to them
+  d.layers = ops.layers;
+  d.step = ops.step;
+  int n_stages = 0, n_all = 0;
+  for_stages(d, ops, [&](Device::Stage& stage, duetp_stage_fn fn) {
+    ++n_all;
+    if (fn) stage = {fn, d.table.self}, ++n_stages;
+  });
+
+  const bool memory = has_memory(d.table, who);
+  check_recording(d.table, info.caps, memory, who);
+  if (memory) {
+    d.memory_self = d.table.self;
+    if (n_stages < n_all && !d.step && !(d.layers && ops.embed && ops.head))
+      fail(DUET_E_ABI, "{}: implements no rung of the ladder: all nine stages (it has {}), or layers with embed and head, or step", who, n_stages);
+    if (d.has(DUETP_CAP_HOST_VISIBLE)) check_alignment(d, who);
+    return d;
+  }
+  if (!d.has(DUETP_CAP_HOST_VISIBLE)) fail(DUET_E_ABI, "{}: leaves the memory slots empty without DUETP_CAP_HOST_VISIBLE", who);
+  if (n_stages == 0 && !d.layers && !d.step) fail(DUET_E_ABI, "{}: implements no stage at all", who);
+  if (reference == nullptr) fail(DUET_E_INTERNAL, "{}: the reference must have memory of its own", who);
+  for_memory_slots([](const char*, auto& to, const auto& from) { to = from; }, d.table, reference->table);
+  d.memory_self = reference->memory_self;
+  d.info.caps |= DUETP_CAP_BORROWS_WEIGHTS;  // as the reference's layers do
+  Device filler = *reference;
+  Device::Stage* const from[] = {&filler.embed, &filler.shift_mix, &filler.linear, &filler.lowrank, &filler.wkv_prepare, &filler.wkv, &filler.norm_gate, &filler.channel_mix, &filler.head};
+  size_t i = 0;
+  for_stages(d, ops, [&](Device::Stage& stage, duetp_stage_fn fn) {
+    if (!fn) stage = *from[i];
+    ++i;
+  });
+  return d;
+}
+
+std::string Device::refuses(const duetp_shape& shape, duet_dtype weights) const {
+  if (table.refuses == nullptr) return "";
+  const bool rungs[] = {embed.fn && shift_mix.fn && linear.fn && lowrank.fn && wkv_prepare.fn && wkv.fn && norm_gate.fn && channel_mix.fn && head.fn,
+                        layers != nullptr, step != nullptr};
+  std::string first;  // one rung that can do it is enough
+  for (uint32_t rung = 1; rung <= 3; ++rung) {
+    if (!rungs[rung - 1]) continue;
+    const char* why = call_plugin(spec, "refuses", [&] { return table.refuses(table.self, &shape, weights, rung); });
+    if (why == nullptr) return "";
+    if (first.empty()) first = printable({why, ::strnlen(why, 512)}, 500);
+  }
+  return first.empty() ? "the plugin refuses and gives no reason" : first;
+}
+
+void check_plugin(const Device& device, duet_status code) {
+  if (code != DUET_OK) fail_plugin(device.spec.empty() ? device.plugin : device.spec, code);
+}
+
+}  // namespace duet

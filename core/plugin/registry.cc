@@ -1,0 +1,231 @@
+#include "plugin/registry.h"
+
+#include <algorithm>
+#include <charconv>
+#include <mutex>
+
+#include "base/environment.h"
+#include "base/error.h"
+#include "base/json.h"
+#include "plugin/absorb.h"
+#include "plugin/discover.h"
+#include "plugin/elf_note.h"
+#include "plugin/load.h"
+#include "plugin/manifest.h"
+#include "plugin/permissions.h"
+#include "plugin/rank.h"
+
+extern "C" const duetp_plugin duet_reference_plugin;  // backends/reference: compiled in
+
+namespace duet {
+namespace {
+
+using DevicePointer = std::shared_ptr<const Device>;
+
+// A plugin that was considered, as the report shows it.
+struct Considered {
+  std::string id, path, reason, version, abi;
+  bool taken = false;
+  std::vector<DevicePointer> devices;
+};
+
+bool is_reference(const Device& d) { return d.plugin == "built in"; }
+
+// "cpu", "cpu:1"
+struct Spec {
+  std::string id;
+  uint32_t index = 0;
+};
+
+Spec parse_spec(const std::string& text) {
+  Spec spec;
+  const size_t colon = text.find(':');
+  spec.id = text.substr(0, colon);
+  const std::string index = colon == std::string::npos ? "0" : text.substr(colon + 1);
+  const auto [end, error] = std::from_chars(index.data(), index.data() + index.size(), spec.index);
+  if (!is_plugin_id(spec.id) || error != std::errc() || end != index.data() + index.size())
+    fail(DUET_E_INVALID, "backend \"{}\": expected NAME or NAME:INDEX, such as cpu or cuda:1", printable(text));
+  return spec;
+}
+
+}  // namespace
+
+struct Registry::Impl {
+  RegistryOptions options;
+  Team& team;
+  const Log& log;
+  std::once_flag opened;
+  std::vector<std::unique_ptr<OpenPlugin>> plugins;  // in the order of opening; the reference first
+  std::vector<DevicePointer> in_order, ranked;
+  std::vector<Considered> considered;
+
+  Impl(RegistryOptions o, Team& t, const Log& l) : options(std::move(o)), team(t), log(l) {}
+  ~Impl();
+  void open_all();
+  void consider(const Candidate& candidate);
+  void consider_file(const Candidate& candidate, Considered& c);
+  void refuse_repetition(const std::string& id, const std::string& path) const;
+  void open_plugin(const duetp_plugin& table, Considered& c);
+  DevicePointer find(const Spec& spec) const;
+  DevicePointer best(const duetp_shape* shape, duet_dtype weights) const;
+  std::string inventory() const;
+};
+
+Registry::Impl::~Impl() {
+  for (auto d = in_order.rbegin(); d != in_order.rend(); ++d) {
+    try {
+      if ((*d)->table.close) (*d)->table.close((*d)->table.self);
+    } catch (...) {  // it is gone either way
+    }
+  }
+  while (!plugins.empty()) plugins.pop_back();
+}
+
+void Registry::Impl::open_all() {
+  const std::vector<Candidate> candidates = discover(options.plugin_path);
+  Considered& built_in = considered.emplace_back();
+  built_in.path = "built in";
+  open_plugin(checked_plugin_table(&duet_reference_plugin, "the reference"), built_in);
+  for (const Candidate& candidate : candidates) consider(candidate);
+  ranked = in_order;
+  std::stable_sort(ranked.begin(), ranked.end(), [](const DevicePointer& a, const DevicePointer& b) { return better_device(a->info, is_reference(*a), b->info, is_reference(*b)); });
+}
+
+void Registry::Impl::consider(const Candidate& candidate) {
+  Considered& c = considered.emplace_back();
+  c.path = candidate.path;
+  try {
+    consider_file(candidate, c);
+    log.debug("{}: taken", c.path);
+  } catch (const Error& e) {
+    c.reason = e.what();
+    if (e.code() == DUET_E_UNSUPPORTED || e.code() == DUET_E_EXISTS)
+      log.info("{}", c.reason);
+    else
+      log.warn("{}", c.reason);
+  }
+}
+
+// First what can be judged without running any of its code.
+void Registry::Impl::consider_file(const Candidate& candidate, Considered& c) {
+  if (!candidate.refused.empty()) fail(DUET_E_INVALID, "{}", candidate.refused);
+  std::string library = candidate.path;
+  Manifest manifest;
+  if (candidate.manifest) {
+    check_permissions(candidate.path);
+    manifest = read_manifest(candidate.path);
+    c.id = manifest.id;
+    library = manifest.library;
+    if (const std::string why = deselected(c.id); !why.empty()) fail(DUET_E_UNSUPPORTED, "{}", why);
+    refuse_repetition(c.id, c.path);
+  }
+  check_permissions(library);
+  const PluginNote note = read_plugin_note(library);
+  c.abi = fmt::format("{}.{}", note.abi >> 16, note.abi & 0xffff);
+  check_plugin_note(note, library);
+  if (candidate.manifest && (note.abi >> 16 != manifest.major || (note.abi & 0xffff) != manifest.minor))
+    fail(DUET_E_ABI, "{}: \"abi\" is \"{}.{}\", but {} was made for {}", candidate.path, manifest.major, manifest.minor, library, c.abi);
+
+  const duetp_plugin table = load_plugin_table(library);
+  if (candidate.manifest && c.id != table.id) fail(DUET_E_ABI, "{}: \"id\" is \"{}\", but {} calls itself \"{}\"", candidate.path, c.id, library, table.id);
+  if (!candidate.manifest) {
+    c.id = table.id;
+    if (const std::string why = deselected(c.id); !why.empty()) fail(DUET_E_UNSUPPORTED, "{}", why);
+    refuse_repetition(c.id, c.path);
+  }
+  open_plugin(table, c);
+}
+
+void Registry::Impl::refuse_repetition(const std::string& id, const std::string& path) const {
+  for (const Considered& c : considered)
+    if (c.taken && c.id == id) fail(DUET_E_EXISTS, "{}: a plugin with the id \"{}\" was taken already: {}", path, id, c.path);
+}
+
+void Registry::Impl::open_plugin(const duetp_plugin& table, Considered& c) {
+  c.id = table.id;
+  c.version = printable(table.version);
+  c.abi = fmt::format("{}.{}", table.abi >> 16, table.abi & 0xffff);
+  auto plugin = std::make_unique<OpenPlugin>(table, c.path, team, log);
+  const Device* reference = in_order.empty() ? nullptr : in_order.front().get();
+  const uint32_t n = plugin->device_count();
+  duet_status code = DUET_OK;
+  for (uint32_t i = 0; i < n; ++i) {
+    try {
+      const duetp_device_info info = plugin->device_info(i);
+      const duetp_device* theirs = plugin->open_device(i);
+      auto device = std::make_shared<Device>();
+      try {
+        *device = absorb(*theirs, info, c.path, reference);
+      } catch (...) {
+        if (theirs->size >= kMinDeviceSize && theirs->close) theirs->close(theirs->self);
+        throw;
+      }
+      device->spec = fmt::format("{}:{}", c.id, i);
+      c.devices.push_back(device);
+    } catch (const Error& e) {  // its other devices may do
+      code = e.code();
+      c.reason += fmt::format("{}device {}: {}", c.reason.empty() ? "" : "; ", i, e.what());
+    }
+  }
+  if (c.devices.empty()) throw Error(code, c.reason);
+  c.taken = true;
+  in_order.insert(in_order.end(), c.devices.begin(), c.devices.end());
+  plugins.push_back(std::move(plugin));
+}
+
+// What there is, and why the rest was not taken: the end of every "not found".
+std::string Registry::Impl::inventory() const {
+  std::string out = "devices:";
+  for (const DevicePointer& d : ranked) out += fmt::format(" {} ({})", d->spec, d->info.name);
+  for (const Considered& c : considered)
+    if (!c.reason.empty()) out += fmt::format("; not taken: {}", c.reason);
+  return out;
+}
+
+DevicePointer Registry::Impl::find(const Spec& spec) const {
+  const std::string wanted = fmt::format("{}:{}", spec.id, spec.index);
+  for (const DevicePointer& d : ranked)
+    if (d->spec == wanted) return d;
+  fail(DUET_E_NOT_FOUND, "there is no backend {}; {}", wanted, inventory());
+}
+
+DevicePointer Registry::Impl::best(const duetp_shape* shape, duet_dtype weights) const {
+  std::string refusals;
+  for (const DevicePointer& d : ranked) {
+    const std::string why = shape ? d->refuses(*shape, weights) : "";
+    if (why.empty()) return d;
+    refusals += fmt::format("; {}: {}", d->spec, why);
+  }
+  fail(DUET_E_UNSUPPORTED, "no device can run this model{}", refusals);
+}
+
+Registry::Registry(RegistryOptions options, Team& team, const Log& log) : impl_(std::make_unique<Impl>(std::move(options), team, log)) {}
+Registry::~Registry() = default;
+
+const std::vector<DevicePointer>& Registry::devices() {
+  std::call_once(impl_->opened, [&] { impl_->open_all(); });
+  return impl_->ranked;
+}
+
+DevicePointer Registry::device(const std::string& named, const duetp_shape* shape, duet_dtype weights) {
+  const std::string text = named.empty() ? environment("DUET_BACKEND") : named;
+  if (text.empty()) return (void)devices(), impl_->best(shape, weights);
+  const Spec spec = parse_spec(text);
+  (void)devices();
+  DevicePointer d = impl_->find(spec);
+  if (const std::string why = shape ? d->refuses(*shape, weights) : ""; !why.empty()) fail(DUET_E_UNSUPPORTED, "{} cannot run this model: {}", d->spec, why);
+  return d;
+}
+
+std::string Registry::report() {
+  (void)devices();
+  Json plugins = Json::array();
+  for (const Considered& c : impl_->considered) {
+    Json list = Json::array();
+    for (const DevicePointer& d : c.devices) list.push_back({{"spec", d->spec}, {"name", d->info.name}});
+    plugins.push_back({{"id", c.id}, {"path", c.path}, {"taken", c.taken}, {"reason", c.reason}, {"version", c.version}, {"abi", c.abi}, {"devices", list}});
+  }
+  return Json{{"plugins", plugins}}.dump(2, ' ', false, Json::error_handler_t::replace);
+}
+
+}  // namespace duet

@@ -1,0 +1,36 @@
+# duet_add_plugin(NAME id SOURCES ... [LIBRARIES ...])
+#
+# Builds the plugin `id` ([a-z0-9_], 1 to 31 of them) as the target duet_<id>: libduet_<id>.so with one exported symbol and
+# no link to Duet, and its manifest <id>.duet.json beside it, both in duet/plugins-1 of the build tree, and both installed
+# to <libdir>/duet/plugins-1, where Duet looks for them when it is installed under the same prefix.
+# DUET_PLUGIN_PATH=<that folder> names one of another place.
+include(GNUInstallDirs)
+
+function(duet_add_plugin)
+  cmake_parse_arguments(P "" "NAME" "SOURCES;LIBRARIES" ${ARGN})
+  if(NOT P_NAME MATCHES "^[a-z0-9_]+$" OR NOT P_SOURCES)
+    message(FATAL_ERROR "duet_add_plugin(NAME id SOURCES file...): id is made of a-z, 0-9 and _")
+  endif()
+  set(target duet_${P_NAME})
+  set(folder duet/plugins-1)  # 1: the major version of the plugin ABI
+  if(CMAKE_LIBRARY_OUTPUT_DIRECTORY)
+    set(output ${CMAKE_LIBRARY_OUTPUT_DIRECTORY}/${folder})
+  else()
+    set(output ${CMAKE_CURRENT_BINARY_DIR}/${folder})
+  endif()
+
+  add_library(${target} MODULE ${P_SOURCES})
+  target_link_libraries(${target} PRIVATE Duet::sdk ${P_LIBRARIES})
+  target_link_options(${target} PRIVATE -Wl,-Bsymbolic -Wl,--exclude-libs,ALL)
+  set_target_properties(${target} PROPERTIES PREFIX lib OUTPUT_NAME duet_${P_NAME} LIBRARY_OUTPUT_DIRECTORY ${output}
+    C_VISIBILITY_PRESET hidden CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
+  # Duet takes no plugin that others could change; a lax umask must not get in the way.
+  add_custom_command(TARGET ${target} POST_BUILD COMMAND chmod go-w ${output} $<TARGET_FILE:${target}> VERBATIM)
+
+  set(manifest ${output}/${P_NAME}.duet.json)
+  file(CONFIGURE OUTPUT ${manifest} NEWLINE_STYLE UNIX CONTENT [[{"format": 1, "id": "@P_NAME@", "library": "libduet_@P_NAME@.so", "abi": "1.0", "arch": "@CMAKE_SYSTEM_PROCESSOR@"}
+]] @ONLY)
+  file(CHMOD ${manifest} PERMISSIONS OWNER_READ OWNER_WRITE GROUP_READ WORLD_READ)
+  install(TARGETS ${target} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/${folder})
+  install(FILES ${manifest} DESTINATION ${CMAKE_INSTALL_LIBDIR}/${folder})
+endfunction()

@@ -1,0 +1,139 @@
+// info, convert, init, and what is refused before any work.
+#include "apps/command.h"
+#include "support/catch.h"
+#include "support/golden.h"
+
+using namespace command;
+
+namespace {
+
+std::string logits_of(const Folder& folder, const std::string& model) {
+  const std::string out = folder / "logits-of-it";
+  good({"logits", "--model", model, "--dtype", "f32", "--tokens", "0,1,2,3,254", "--output", out});
+  return golden::slurp(out);
+}
+
+}  // namespace
+
+TEST_CASE("info describes a model file") {
+  const auto info = json({"info", bundled_model(), "--json"});
+  CHECK(info.at("n_layer") == 6);
+  CHECK(info.at("n_vocab") == 4096);
+  CHECK(info.at("tensors").size() > 100);
+  const Result table = good({"info", bundled_model()}), list = good({"info", bundled_model(), "--tensors", "--verify"});
+  CHECK(table.out.find("n_embd") != table.out.npos);
+  CHECK(table.out.find("blocks.0.att.w0") == table.out.npos);
+  CHECK(list.out.find("blocks.0.att.w0") != list.out.npos);
+  CHECK(json({"info", golden::path("tiny_fla"), "--json"}).at("n_embd") == 128);
+  for (const char* path : {"/nonexistent/model", "/dev/zero"}) {
+    const Result r = run({"info", path});
+    CHECK(r.code == 1);
+    CHECK(r.error.find(path) != r.error.npos);
+  }
+}
+
+TEST_CASE("convert writes the same model as safetensors") {
+  const Folder folder;
+  const std::string out = folder / "tiny.safetensors";
+  good({"convert", golden::path("tiny_views.pth"), out});
+  CHECK(logits_of(folder, out) == logits_of(folder, golden::path("tiny.pth")));
+  const std::string wide = folder / "wide.safetensors";
+  good({"convert", golden::path("tiny_fla"), wide, "--dtype", "f32"});
+  CHECK(logits_of(folder, wide) == logits_of(folder, golden::path("tiny.pth")));
+  CHECK(std::filesystem::file_size(wide) > std::filesystem::file_size(out) * 3 / 2);
+
+  const std::string before = golden::slurp(out);
+  const Result again = run({"convert", golden::path("tiny_fla"), out, "--dtype", "f32"});
+  CHECK(again.code == 1);
+  CHECK(again.error.find("--force") != again.error.npos);
+  CHECK(golden::slurp(out) == before);
+  good({"convert", golden::path("tiny_fla"), out, "--dtype", "f32", "--force"});
+  CHECK(golden::slurp(out) == golden::slurp(wide));
+  CHECK(folder.names() == Words{"logits-of-it", "tiny.safetensors", "wide.safetensors"});
+}
+
+TEST_CASE("init makes the same model from the same seed") {
+  const Folder folder;
+  const std::string a = small_model(folder);
+  const std::string bytes = golden::slurp(a);
+  const Words same = {"init", "--layers", "2", "--embd", "64", "--vocab-size", "300", "--head-size", "32"};
+  const auto with = [&](Words more) {
+    more.insert(more.begin(), same.begin(), same.end());
+    return more;
+  };
+  good(with({"--seed", "7", folder / "b"}));
+  CHECK(golden::slurp(folder / "b") == bytes);
+  good(with({"--seed", "8", folder / "c"}));
+  CHECK(golden::slurp(folder / "c") != bytes);
+  CHECK(run(with({"--seed", "8", a})).code == 1);
+  CHECK(golden::slurp(a) == bytes);
+  good(with({"--seed", "8", a, "--force"}));
+  CHECK(golden::slurp(a) == golden::slurp(folder / "c"));
+  CHECK(json({"info", a, "--json"}).at("head_size") == 32);
+  const Result bad = run({"init", "--layers", "1", "--embd", "100", "--vocab-size", "10", folder / "d"});
+  CHECK(bad.code == 1);
+  CHECK_FALSE(bad.error.empty());
+  CHECK(folder.names() == Words{"b", "c", "small.safetensors"});
+}
+
+TEST_CASE("an output that cannot or must not be written is refused before any work") {
+  const Folder folder;
+  const std::string model = small_model(folder), content = golden::slurp(model);
+  std::filesystem::create_symlink(model, folder / "link");
+  std::filesystem::create_directory(folder / "model");
+  std::filesystem::copy(golden::path("tiny_fla"), folder / "model");
+  struct Case {
+    Words words;
+    int code;
+  };
+  const Words generate = {"generate", "--model", model, "--prompt", "a", "--state-out"}, logits = {"logits", "--model", model, "--tokens", "1", "--output"};
+  const auto with = [](Words words, const std::string& last) {
+    words.push_back(last);
+    return words;
+  };
+  const std::vector<Case> cases = {
+      {with(logits, model), 2},
+      {with(logits, folder / "link"), 2},
+      {with(logits, folder.path() + "/./small.safetensors"), 2},
+      {with(generate, model), 2},
+      {{"convert", model, model, "--force"}, 2},
+      {{"convert", folder / "model", folder / "model/model.safetensors", "--force"}, 2},
+      {{"generate", "--model", model, "--prompt", "a", "--state-in", folder / "s", "--state-out", folder / "s"}, 2},
+      {with(logits, folder / "missing/out"), 1},
+      {with(generate, folder / "missing/out"), 1},
+      {with(logits, folder / "small.safetensors/out"), 1},
+      {with(logits, folder.path()), 1},
+      {with(logits, "/dev/full"), 1},
+      {with(logits, "/proc/duet.safetensors"), 1},
+      {{"convert", model, folder / "missing/out"}, 1},
+      {{"convert", model, "/proc/duet.safetensors"}, 1},
+      {{"init", "--layers", "1", "--embd", "64", "--vocab-size", "10", folder / "missing/out"}, 1},
+      {{"init", "--layers", "1", "--embd", "64", "--vocab-size", "10", folder / "link"}, 1},
+  };
+  for (const Case& c : cases) {
+    const Result r = run(c.words);
+    INFO(Catch::Detail::stringify(c.words) << r.error);
+    CHECK(r.code == c.code);
+    CHECK_FALSE(r.died);
+    CHECK(r.error.find("error:") != r.error.npos);
+  }
+  CHECK(golden::slurp(model) == content);
+  CHECK(golden::slurp(folder / "model/model.safetensors") == golden::slurp(golden::path("tiny_fla/model.safetensors")));
+  CHECK(folder.names() == Words{"link", "model", "small.safetensors"});
+}
+
+TEST_CASE("a model that cannot be read is an error that names it") {
+  const Folder folder;
+  write(folder / "page.pth", "<!DOCTYPE html><html>not found</html>");
+  write(folder / "empty", "");
+  for (const std::string& path : {folder / "page.pth", folder / "empty", folder / "missing", folder.path(), std::string("/dev/zero")}) {
+    for (const Words& words : {Words{"generate", "--model", path}, Words{"eval", "--model", path, "--text", bundled_vocab()}, Words{"bench", "--model", path}}) {
+      const Result r = run(words);
+      INFO(Catch::Detail::stringify(words) << r.error);
+      CHECK(r.code == 1);
+      CHECK(r.error.find(path) != r.error.npos);
+      CHECK(r.out.empty());
+    }
+  }
+  CHECK(run({"generate", "--model", small_model(folder), "--prompt", "a"}).code == 1);  // no vocabulary beside it, and V is not 65536
+}

@@ -1,0 +1,143 @@
+// States: save, load, fork, move, reset, tuned initial states; bad state files leave the live state as it was.
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <limits>
+
+#include "support/api.h"
+#include "support/golden.h"
+
+using namespace api;
+
+namespace {
+
+const std::vector<int32_t> kText = {0, 17, 99, 3, 200, 41, 41, 255, 8};
+
+std::string save(const State& s, uint32_t slot = 0) {
+  size_t n = 0;
+  check(duet_state_save(s.get(), slot, nullptr, 0, &n));
+  std::string out(n, '\0');
+  check(duet_state_save(s.get(), slot, out.data(), out.size(), &n));
+  return out;
+}
+
+duet_status load_bytes(const State& s, const std::string& bytes) { return duet_state_load(s.get(), 0, bytes.data(), bytes.size()); }
+
+}  // namespace
+
+TEST_CASE("save, load and fork are the identity, bit for bit") {
+  const auto lib = library();
+  for (const char* backend : backends()) {
+    const auto m = load(lib, golden::path("tiny.pth"), backend);
+    const auto x = session(m, DUET_MODE_AUTO);
+    const auto s = state(m, 3);
+    (void)forward(x, s, kText, 1);
+    const auto want = arrays(m, s, 1);
+    const std::string bytes = save(s, 1);
+    check(duet_state_copy(s.get(), 2, s.get(), 1));
+    CHECK(arrays(m, s, 2) == want);
+    check(duet_state_load(s.get(), 0, bytes.data(), bytes.size()));
+    CHECK(arrays(m, s, 0) == want);
+    const auto next = forward(x, s, kText, 1);
+    CHECK(forward(x, s, kText, 0) == next);
+    CHECK(forward(x, s, kText, 2) == next);
+    check(duet_state_reset(s.get(), 2));
+    CHECK(arrays(m, s, 2) == arrays(m, state(m)));
+  }
+}
+
+TEST_CASE("states move between backends and weight dtypes") {
+  const auto lib = library();
+  const auto a = load(lib, golden::path("tiny.pth"), "reference", DUET_F32);
+  const auto b = load(lib, golden::path("tiny_fla"), backends().back(), DUET_BF16);
+  const auto s = state(a), t = state(b);
+  (void)forward(session(a, DUET_MODE_PARALLEL), s, kText);
+  check(duet_state_copy(t.get(), 0, s.get(), 0));
+  CHECK(arrays(b, t) == arrays(a, s));
+  const std::string bytes = save(t);  // the fingerprint is the weights', whatever the container and dtype
+  check(load_bytes(s, bytes));
+  CHECK(arrays(b, t) == arrays(a, s));
+}
+
+TEST_CASE("state files are safetensors that others can read") {
+  const auto lib = library();
+  const auto m = load(lib, golden::path("tiny.pth"), "reference");
+  const auto s = state(m);
+  (void)forward(session(m, DUET_MODE_PARALLEL), s, kText);
+  const auto t = golden::parse(save(s));
+  const auto want = arrays(m, s);
+  CHECK(t.at("state.att_x").f32 == want.att_x);
+  CHECK(t.at("state.wkv").f32 == want.wkv);
+  CHECK(t.at("state.ffn_x").f32 == want.ffn_x);
+  CHECK(t.at("state.wkv").shape == std::vector<uint64_t>{3, 2, 64, 64});
+  const std::string path = std::string(DUET_BUILD) + "/state.safetensors";
+  check(duet_state_save_file(s.get(), 0, path.c_str()));
+  const auto u = state(m);
+  check(duet_state_load_file(u.get(), 0, path.c_str()));
+  CHECK(arrays(m, u) == want);
+  CHECK(duet_state_save_file(s.get(), 0, "/nonexistent/state") == DUET_E_NOT_FOUND);
+}
+
+TEST_CASE("bad states are refused and change nothing") {
+  const auto lib = library();
+  const auto m = load(lib, golden::path("tiny.pth"), "reference");
+  const auto s = state(m);
+  (void)forward(session(m, DUET_MODE_PARALLEL), s, kText);
+  const auto before = arrays(m, s);
+  const std::string good = save(s);
+  const auto refused = [&](const std::string& bytes) {
+    const duet_status r = load_bytes(s, bytes);
+    const bool clear = r != DUET_OK && std::string(duet_last_error()).size() > 10;
+    return clear;
+  };
+  uint64_t header = 0;
+  std::memcpy(&header, good.data(), 8);
+  for (size_t n = 0; n < 8 + header; ++n)
+    if (!refused(good.substr(0, n))) FAIL("a state cut at byte " << n << " was taken");
+  for (size_t n = 8 + header; n < good.size(); n += 1009) REQUIRE(refused(good.substr(0, n)));
+  for (size_t i = 0; i < 8 + header; ++i)
+    for (int bit = 0; bit < 8; ++bit) {
+      std::string bad = good;
+      bad[i] = static_cast<char>(bad[i] ^ 1 << bit);
+      if (load_bytes(s, bad) != DUET_OK) continue;  // a flip in a key of the metadata or in white space may go unnoticed ...
+      if (arrays(m, s) != before) FAIL("bit " << bit << " of byte " << i << " changed the state");  // ... but never changes the numbers
+    }
+  CHECK(arrays(m, s) == before);
+  std::string flipped = good;
+  flipped[good.size() - 3] = static_cast<char>(flipped[good.size() - 3] ^ 1);
+  CHECK(load_bytes(s, flipped) == DUET_E_FORMAT);
+  CHECK(std::string(duet_last_error()).find("checksum") != std::string::npos);
+
+  const auto other = load(lib, golden::path("tinyf32_f32.safetensors"), "reference");  // same shape, other weights
+  CHECK(load_bytes(s, save(state(other))) == DUET_E_INVALID);
+  CHECK(std::string(duet_last_error()).find("fingerprint") != std::string::npos);
+  const auto larger = load(lib, golden::path("small_bf16.safetensors"), "reference");
+  CHECK(load_bytes(s, save(state(larger))) == DUET_E_INVALID);
+  CHECK(std::string(duet_last_error()).find("[4,256]") != std::string::npos);
+  CHECK(duet_state_copy(s.get(), 0, state(larger).get(), 0) == DUET_E_INVALID);
+  std::string future = good;
+  future.replace(future.find("\"duet.version\":\"1\""), 18, "\"duet.version\":\"2\"");
+  CHECK(load_bytes(s, future) == DUET_E_UNSUPPORTED);
+
+  std::vector<float> nan(before.wkv.size(), std::numeric_limits<float>::quiet_NaN());
+  CHECK(duet_state_set(s.get(), 0, nullptr, nan.data(), nullptr) == DUET_E_NUMERIC);
+  CHECK(arrays(m, s) == before);
+}
+
+TEST_CASE("restoring two sessions in turn gives the uninterrupted bits") {
+  const auto lib = library();
+  const auto m = load(lib, golden::path("tiny.pth"), backends().back());
+  const auto x = session(m, DUET_MODE_RECURRENT);
+  const auto whole = state(m, 2), s = state(m);
+  std::string saved[2];
+  for (int k = 0; k < 2; ++k) saved[k] = save(s);
+  for (int32_t step = 0; step < 50; ++step)
+    for (uint32_t k = 0; k < 2; ++k) {
+      const int32_t token = (step * 7 + static_cast<int32_t>(k) * 13) % 256;
+      const auto want = forward(x, whole, {token}, k);
+      check(load_bytes(s, saved[k]));
+      REQUIRE(forward(x, s, {token}) == want);
+      saved[k] = save(s);
+    }
+}
