@@ -65,7 +65,7 @@ void Pickle::run() {
 
 void Pickle::check_memory() const {
   const uint64_t used = nodes_.size() * sizeof(Node) + cells_.size() * sizeof(Cell) + (stack_.size() + memo_.size() + marks_.size()) * sizeof(Ref);
-  if (used > memory_) fail(DUET_E_LIMIT, "{}: node budget: building its values takes more than {} bytes, at byte {}", what_, memory_, at_);
+  if (used > memory_) fail(DUET_E_LIMIT, "{}: node budget: building its values takes more than {} bytes at byte {}", what_, memory_, at_);
 }
 
 void Pickle::step(uint8_t opcode) {

@@ -142,6 +142,7 @@ void Zip::read_central(const Central& central) {
     if (e.size == kFull32) e.size = z->u64("size");
     if (stored == kFull32) stored = z->u64("stored size");
     if (e.header == kFull32) e.header = z->u64("offset");
+    if (e.header >= central.offset) fail(DUET_E_FORMAT, "{}: entry {} at byte {} would begin at byte {}, beyond the {} bytes of entries", file_, name, at, e.header, central.offset);
 
     if (e.flags & kEncrypted) fail(DUET_E_UNSUPPORTED, "{}: entry {} at byte {} is encrypted", file_, name, at);
     if (method != 0) fail(DUET_E_UNSUPPORTED, "{}: entry {} at byte {} is compressed ({}, method {}); weights are read in place, so repack it stored", file_, name, at, method_name(method), method);
@@ -163,7 +164,7 @@ void Zip::check_cover(const Central& central) {
 // The entry occupies [header, next) exactly and its own header says what the directory says.
 void Zip::check_local(ZipEntry& e, uint64_t next) const {
   const std::string name = printable(e.name);
-  ByteReader r(sub_bytes(bytes_, e.header, bytes_.size() - std::min<uint64_t>(e.header, bytes_.size()), file_, name), file_, e.header);
+  ByteReader r(bytes_.subspan(e.header), file_, e.header);
   if (r.u32("zip entry") != kLocal) fail(DUET_E_FORMAT, "{}: entry {} does not begin at byte {}", file_, name, e.header);
   const auto same = [&](const char* what, uint64_t local, uint64_t central) {
     if (local != central) fail(DUET_E_FORMAT, "{}: entry {} at byte {}: {} is {} in its header but {} in the directory", file_, name, e.header, what, local, central);

@@ -24,6 +24,7 @@ constexpr Sign kSigns[] = {
     {".disha", "a DiSHA adapter, to be merged into its model first,"},
     {".bone", "a Bone adapter, to be merged into its model first,"},
     {"q_proj", "a transformer or a hybrid with attention layers"},
+    {"mlp.", "a transformer or a hybrid with its feed-forward layers"},
     {"self_attn", "a transformer or a hybrid with attention layers"},
     {"c_attn", "a transformer"},
     {".qkv", "a transformer"},

@@ -135,35 +135,37 @@ class Reading {
     return n;
   }
 
-  // Dimension `axis` of a two-dimensional tensor
-  uint32_t dim_of(const std::string& name, const char* form, size_t axis) {
+  // A tensor with two dimensions, from which the shape is read
+  const Tensor* matrix(const std::string& name, const char* form) {
     const Tensor* t = file_.find(name);
-    if (t == nullptr) {
+    if (t == nullptr)
       problem("{} is missing (expected {})", name, form);
-    } else if (t->shape.size() != 2) {
+    else if (t->shape.size() != 2)
       problem("{} has shape {}, expected {}", name, text_of(t->shape), form);
-    } else if (t->shape[axis] > UINT32_MAX) {
-      fail(DUET_E_LIMIT, "{}: {} has shape {}, beyond 32 bits", file_.path(), name, text_of(t->shape));
-    } else {
-      return static_cast<uint32_t>(t->shape[axis]);
-    }
-    return 0;
+    return t;
+  }
+  uint32_t dim(const Tensor* t, size_t axis) const {
+    if (t->shape[axis] > UINT32_MAX) fail(DUET_E_LIMIT, "{}: {} has shape {}, beyond 32 bits", file_.path(), t->name, text_of(t->shape));
+    return static_cast<uint32_t>(t->shape[axis]);
   }
 
   duetp_shape infer_shape() {
     duetp_shape s{};
     s.size = sizeof s;
     s.n_layer = count_layers();
-    s.n_vocab = dim_of("emb.weight", "[V,C]", 0);
-    if (s.n_vocab != 0) s.n_embd = dim_of("emb.weight", "[V,C]", 1);
-    s.n_head = dim_of("blocks.0.att.r_k", "[H,N]", 0);
-    if (s.n_head != 0) s.head_size = dim_of("blocks.0.att.r_k", "[H,N]", 1);
-    s.n_ffn = dim_of("blocks.0.ffn.key.weight", "[F,C]", 0);
-    s.rank_w = dim_of("blocks.0.att.w1", "[C,D]", 1);
-    s.rank_a = dim_of("blocks.0.att.a1", "[C,D]", 1);
-    s.rank_g = dim_of("blocks.0.att.g1", "[C,D]", 1);
-    if (s.n_layer > 1) s.rank_v = dim_of("blocks.1.att.v1", "[C,D]", 1);
+    const Tensor *emb = matrix("emb.weight", "[V,C]"), *r_k = matrix("blocks.0.att.r_k", "[H,N]"), *key = matrix("blocks.0.ffn.key.weight", "[F,C]"),
+                 *w1 = matrix("blocks.0.att.w1", "[C,D]"), *a1 = matrix("blocks.0.att.a1", "[C,D]"), *g1 = matrix("blocks.0.att.g1", "[C,D]"),
+                 *v1 = s.n_layer > 1 ? matrix("blocks.1.att.v1", "[C,D]") : nullptr;
     stop_at_problems();
+    s.n_vocab = dim(emb, 0);
+    s.n_embd = dim(emb, 1);
+    s.n_head = dim(r_k, 0);
+    s.head_size = dim(r_k, 1);
+    s.n_ffn = dim(key, 0);
+    s.rank_w = dim(w1, 1);
+    s.rank_a = dim(a1, 1);
+    s.rank_g = dim(g1, 1);
+    s.rank_v = v1 != nullptr ? dim(v1, 1) : 0;
     s.ln_eps = 1e-5f;
     s.gn_eps = file_.gn_eps();
     if (const auto own = file_.metadata().find(kGroupNormEps); own != file_.metadata().end())

@@ -29,7 +29,7 @@ Sampler sampler(uint64_t seed, float temperature = 1) {
 
 struct Setting {
   uint32_t max_tokens = 40;
-  std::vector<const char*> stop_texts;
+  std::vector<const char*> stop_texts = {};
   volatile int32_t* cancel = nullptr;
   size_t callback_stops_after = 1000;
   int32_t cancel_after = -1;

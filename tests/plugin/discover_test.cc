@@ -154,6 +154,25 @@ TEST_CASE("what belongs to another user is not taken") {
   CHECK(says(error_of([&] { check_permissions(library); }).what(), "belongs to user 12345"));
 }
 
+TEST_CASE("the default search takes nothing from the working directory") {
+  ::unsetenv("DUET_PLUGIN_PATH"), ::unsetenv("DUET_PLUGIN_ADD");
+  const std::string here = std::filesystem::current_path();
+  for (const Json& p : World().report()) CHECK(p["path"].get<std::string>().rfind(here, 0) != 0);
+}
+
+TEST_CASE("plugins planted in the working directory, in $HOME and on LD_LIBRARY_PATH are never opened") {
+  const Scene scene;
+  scene.library("good", "libduet_fake.so"), scene.library("good", "libduet_cpu.so"), scene.library("good", "libduet.so");
+  scene.plugin("good", "duet/plugins-1"), scene.plugin("good", "lib/duet/plugins-1"), scene.plugin("good", "plugins-1"), scene.plugin("good");
+  const std::string program = std::filesystem::read_symlink("/proc/self/exe");
+  ::setenv("HOME", scene.folder().c_str(), 1);
+  ::setenv("LD_LIBRARY_PATH", (scene.folder() + ":.").c_str(), 1);
+  ::unsetenv("XDG_DATA_HOME");
+  const std::string command = "cd '" + scene.folder() + "' && '" + program + "' 'the default search takes nothing from the working directory' >/dev/null";
+  CHECK(std::system(command.c_str()) == 0);
+  CHECK(scene.canary().empty());
+}
+
 TEST_CASE("where this build is, and where its data would be") {
   CHECK(library_folder() == DUET_BUILD "/bin");  // the tests link the library into the program
   const Error e = error_of([] { data_file("no/such/file"); });

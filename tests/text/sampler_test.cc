@@ -1,16 +1,14 @@
 // The sampler: the golden probabilities, the generator's known answers, draws that follow them.
 #include "text/sampler.h"
 
+#include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <fstream>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <random>
-#include <sstream>
 
 #include "base/error.h"
 #include "support/catch.h"
+#include "support/golden.h"
 
 using namespace duet;
 
@@ -45,8 +43,6 @@ Floats random_logits(size_t n, uint32_t seed) {
   return out;
 }
 
-nlohmann::json golden() { return nlohmann::json::parse(std::ifstream(DUET_GOLDEN "/sampling_golden.json")); }
-
 void check_refused(const SamplerOptions& o, const std::string& part) {
   try {
     Sampler s(o);
@@ -73,7 +69,7 @@ void check_fails(SamplerOptions o, const Floats& logits, duet_status code, const
 }  // namespace
 
 TEST_CASE("the official probabilities, without history") {
-  const auto cases = golden()["static"];
+  const auto cases = golden::load_json("sampling_golden.json")["static"];
   REQUIRE(cases.size() == 66);
   for (const auto& c : cases) {
     Floats logits;
@@ -88,23 +84,13 @@ TEST_CASE("the official probabilities, without history") {
 }
 
 TEST_CASE("the official probabilities, with penalties and bans, over thirty steps") {
-  std::ifstream file(DUET_GOLDEN "/sampling_penalty.safetensors", std::ios::binary);
-  std::stringstream stream;
-  stream << file.rdbuf();
-  const std::string bytes = stream.str();
-  uint64_t n_header = 0;
-  REQUIRE(bytes.size() > 8);
-  std::memcpy(&n_header, bytes.data(), 8);
-  const auto header = nlohmann::json::parse(bytes.substr(8, n_header));
-  const auto tensor = [&](const char* name) {
-    Floats out(30 * 512);
-    REQUIRE(header[name]["shape"] == nlohmann::json({30, 512}));
-    std::memcpy(out.data(), bytes.data() + 8 + n_header + header[name]["data_offsets"][0].get<size_t>(), out.size() * sizeof(float));
-    return out;
+  const auto tensors = golden::load("sampling_penalty.safetensors");
+  const auto row_of = [&tensors](const char* name, size_t step) {
+    const golden::Tensor& t = tensors.at(name);
+    REQUIRE(t.shape == std::vector<uint64_t>{30, 512});
+    return Floats(t.f32.begin() + static_cast<long>(step) * 512, t.f32.begin() + static_cast<long>(step + 1) * 512);
   };
-  const Floats logits = tensor("logits"), expected = tensor("probs");
-
-  const auto run = golden()["penalty_run"];
+  const auto run = golden::load_json("sampling_golden.json")["penalty_run"];
   SamplerOptions o;
   o.temperature = run["args"]["temperature"];
   o.top_p = run["args"]["top_p"];
@@ -115,14 +101,12 @@ TEST_CASE("the official probabilities, with penalties and bans, over thirty step
   o.tokenizer = std::make_shared<Tokenizer>(Tokenizer::load(DUET_SOURCE "/models/world/rwkv_vocab_v20230424.txt"));
   Sampler s(o);
   for (size_t t = 0; t < 30; ++t) {
-    const Floats row(logits.begin() + static_cast<long>(t * 512), logits.begin() + static_cast<long>(t * 512 + 512));
     INFO("step " << t);
-    CHECK(worst_difference(probs(s, row), Floats(expected.begin() + static_cast<long>(t * 512), expected.begin() + static_cast<long>(t * 512 + 512))) < 1e-6);
+    CHECK(worst_difference(probs(s, row_of("logits", t)), row_of("probs", t)) < 1e-6);
     s.accept(run["forced_tokens"][t]);
   }
   s.reset();
-  const Floats row(logits.begin(), logits.begin() + 512);
-  CHECK(worst_difference(probs(s, row), Floats(expected.begin(), expected.begin() + 512)) < 1e-6);
+  CHECK(worst_difference(probs(s, row_of("logits", 0)), row_of("probs", 0)) < 1e-6);
 }
 
 TEST_CASE("the cuts agree with sorting everything") {

@@ -1,13 +1,14 @@
 // The World tokenizer: golden cases, exactness on any bytes, longest match against a naive search.
 #include "text/tokenizer.h"
 
-#include <fstream>
+#include <algorithm>
+#include <limits>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <random>
 
 #include "base/error.h"
 #include "support/catch.h"
+#include "support/golden.h"
 #include "text/small_vocabulary.h"
 
 using namespace duet;
@@ -53,15 +54,26 @@ std::string random_bytes(std::mt19937& random, size_t n) {
 }  // namespace
 
 TEST_CASE("every golden case gives the official tokens and decodes to its bytes") {
-  const auto golden = nlohmann::json::parse(std::ifstream(DUET_GOLDEN "/tokenizer_golden.json"));
-  CHECK(world().size() == golden["vocab_entries"].get<uint32_t>() + 1);
-  REQUIRE(golden["cases"].size() == 414);
-  for (const auto& c : golden["cases"]) {
+  const auto expected = golden::load_json("tokenizer_golden.json");
+  CHECK(world().size() == expected["vocab_entries"].get<uint32_t>() + 1);
+  REQUIRE(expected["cases"].size() == 414);
+  for (const auto& c : expected["cases"]) {
     const std::string text = base64_bytes(c["bytes_b64"]);
     const auto tokens = encode(world(), text);
     CHECK(tokens == c["ids"].get<std::vector<int32_t>>());
     CHECK(decode(world(), tokens) == text);
   }
+}
+
+TEST_CASE("all tokens of the World vocabulary have the bytes that Python reads in their literals") {
+  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a over the length and the bytes of each token; expected: ast.literal_eval of each line
+  const auto add = [&hash](unsigned char c) { hash = (hash ^ c) * 0x100000001b3; };
+  for (uint32_t token = 1; token < world().size(); ++token) {
+    const std::string_view bytes = world().bytes(static_cast<int32_t>(token));
+    add(static_cast<unsigned char>(bytes.size()));
+    for (const char c : bytes) add(static_cast<unsigned char>(c));
+  }
+  CHECK(hash == 0xc23ec404a272e3f1);
 }
 
 TEST_CASE("ids of the World vocabulary that prompts rely on") {

@@ -5,6 +5,7 @@
 #include <random>
 
 #include "base/error.h"
+#include "support/allocations.h"
 #include "support/catch.h"
 #include "text/small_vocabulary.h"
 #include "text/tokenizer.h"
@@ -214,6 +215,24 @@ TEST_CASE("a vocabulary that is cut or damaged anywhere is read or refused, noth
     attempt(text);
   }
   CHECK(n_refused > whole.size());
+}
+
+TEST_CASE("refusing a large vocabulary takes no more memory than its size and 16 MiB") {
+  std::string text = small_vocabulary();
+  int id = 257;
+  for (; id <= 500'000; ++id) text += fmt::format("{} 'token {:x}' {}\n", id, id * 77, 6 + fmt::format("{:x}", id * 77).size());
+  const auto check = [](const std::string& vocabulary, const std::string& part) {
+    Refusal r;
+    const size_t peak = peak_allocated([&] { r = refusal(vocabulary); });
+    CHECK(r.says(part));
+    CHECK(peak < vocabulary.size() + (size_t{16} << 20));
+  };
+  check(text + fmt::format("{} 'token 4d4d' 10\n", id), "line 500001: the token 'token 4d4d' stands already on line 257");
+  check(text + fmt::format("{} 'token' 6\n", id), "line 500001");
+  check(text + fmt::format("{} '", id) + std::string(4096, 'x') + "y", "longer than 4096 bytes");
+  check("1048576 'a' 1\n", "id 1 is missing");
+  check(std::string(30'000'000, '\n'), "line 1 is empty");
+  check("1 '" + std::string(30'000'000, 'x'), "longer than 4096 bytes");
 }
 
 TEST_CASE("files that cannot be read") {

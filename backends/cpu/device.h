@@ -1,0 +1,68 @@
+// The objects behind the opaque types of duet_plugin.h, and the device that makes them.
+#pragma once
+#include <dnnl.hpp>
+#include <new>
+
+#include "duet_plugin.h"
+#include "gemm.h"
+#include "kernels.h"
+
+struct duetp_buffer {
+  char* data;  // 64-byte aligned
+  uint64_t bytes;
+};
+
+// Weights stay where the host has them (DUETP_CAP_BORROWS_WEIGHTS): the one layout that both modes read is the canonical one.
+struct duetp_layer {
+  duetp_shape shape;
+  uint32_t index;
+  duet_dtype weights;
+  bool bf16;  // matrix inputs are bf16
+  const float* vector[DUETP_T_COUNT];  // NULL where there is none, and for matrices
+  duet_cpu::Matrix matrix[DUETP_T_COUNT];
+  uint64_t bytes[DUETP_T_COUNT];
+  const duet_cpu::Gemm* gemm[DUETP_T_COUNT];  // the product that parallel mode uses for this matrix
+};
+
+// f32 [n_slots][L]: att_x [C], S [H][N][wkv_stride(N)] (key row, value column), ffn_x [C]; parts are padded to 64 bytes
+struct duetp_state {
+  duetp_shape shape;
+  uint32_t n_slots;
+  uint64_t c, s, layer, slot;  // floats: a padded vector, all heads' S, a layer, a slot
+  float* data;
+  float* att_x(int32_t i, uint32_t l) const { return data + static_cast<uint64_t>(i) * slot + l * layer; }
+  float* wkv(int32_t i, uint32_t l) const { return att_x(i, l) + c; }
+  float* ffn_x(int32_t i, uint32_t l) const { return wkv(i, l) + s; }
+};
+
+namespace duet_cpu {
+
+struct Device {
+  duetp_host host;
+  duetp_device table;
+  Gemms gemms;
+  duet_status fail(duet_status code, const char* text) const { return host.fail(host.self, code, text); }
+};
+
+extern const duetp_ops kOps;                 // stages.cc
+void fill_memory_slots(duetp_device& table); // memory.cc
+void fill_queue_slots(duetp_device& table);  // queue.cc
+
+// 64-byte aligned, zeroed memory of the host; NULL when there is no more
+void* zeroed(const Device& d, uint64_t bytes);
+
+// Runs f, which may throw what the C++ library and oneDNN throw, at the border.
+template <class F>
+duet_status guarded(const Device& d, F&& f) {
+  try {
+    return f();
+  } catch (const std::bad_alloc&) {
+    return d.fail(DUET_E_MEMORY, "the CPU backend is out of memory");
+  } catch (const dnnl::error& e) {
+    return d.fail(e.status == dnnl_out_of_memory ? DUET_E_MEMORY : DUET_E_DEVICE, e.message);
+  } catch (const std::exception& e) {
+    return d.fail(DUET_E_INTERNAL, e.what());
+  }
+}
+
+}  // namespace duet_cpu

@@ -1,0 +1,77 @@
+// The SIMD kernels. Each is compiled for several instruction sets and picks the best one of this CPU at run time (Highway).
+// A row's bits depend on the CPU only: never on the number of rows, on their place, or on which thread computes them.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "duet_types.h"
+
+namespace duet_cpu {
+
+// Activations marked (m) in duet_plugin.h: matrix inputs, bf16 beside bf16 weights and f32 otherwise.
+inline size_t m_bytes(bool bf16) { return bf16 ? 2 : 4; }
+
+// ---- norm.cc: one token ----
+void layer_norm(const float* x, const float* w, const float* b, size_t C, float eps, float* y);  // y may be x
+void widen(const void* src, duet_dtype dtype, size_t n, float* y);
+void round_row(const float* x, size_t n, bool bf16, void* y);
+// out[i] = y + (prev - y) * mix[i] for n mixes
+void mix(const float* y, const float* prev, const float* const* mix, size_t n, size_t C, bool bf16, void* const* out);
+
+// ---- gate.cc, wkv.cc: the tokens [t0, t1) of one head ----
+struct Prepare {
+  const float *k, *v, *lw, *la, *lv, *v_first;           // [T,C]; layer 0: lv and v_first NULL
+  float *out_k, *out_v, *w_raw, *a, *kk, *out_v_first;   // [T,C]; out_v_first in layer 0 only
+  const float *w0, *a0, *v0, *k_k, *k_a;                 // [C]
+  size_t C, N;
+};
+void prepare(const Prepare& p, size_t head, size_t t0, size_t t1);
+
+struct NormGate {
+  const float *y, *r, *k, *v, *g;    // [T,C]
+  const float *ln_w, *ln_b, *r_k;    // [C]
+  void* out;                         // (m) [T,C]
+  size_t C, N;
+  float eps;
+  bool bf16;
+};
+void norm_gate(const NormGate& p, size_t head, size_t t0, size_t t1);
+
+// S is transposed, [key][value], each row padded to wkv_stride(N) values, so that no sum runs across lanes.
+struct Wkv {
+  const float *r, *w_raw, *k, *v, *kk, *a;  // [T,C]
+  float* y;                                 // [T,C]
+  size_t C, N;
+};
+inline size_t wkv_stride(size_t N) { return (N + 15) / 16 * 16; }
+size_t wkv_scratch_bytes(size_t N);
+void wkv(const Wkv& p, size_t head, size_t t0, size_t t1, float* S, void* scratch);
+
+// ---- product.cc: y = W x for a tile of outputs ----
+constexpr size_t kTileColumns = 64, kTileRows = 32;
+struct Matrix {
+  const void* data = nullptr;  // aligned to its element only
+  duet_dtype dtype = DUET_F32;
+  uint32_t in = 0, out = 0;
+  bool in_major = false;  // [in,out], as the low-rank pairs are; else [out,in]
+};
+// tile[row][0..count) = outputs first .. first+count of `rows` inputs; count <= kTileColumns, rows <= kTileRows
+void multiply_tile(const Matrix& w, size_t first, size_t count, const void* x, size_t rows, float* tile);
+
+enum class Finish { kStore, kAdd, kRelu2, kTanh, kSigmoid };
+// out[row * ld + i] = finish(tile[row][i]); kAdd adds to the f32 already there
+void finish_tile(const float* tile, size_t rows, size_t count, Finish finish, bool bf16, void* out, size_t ld);
+
+// ---- pack.cc: outputs first .. first+count of W as the right-hand side of a matrix product ----
+// f32: [in][64]; bf16: pairs [in/2][64][2], `in` padded to a multiple of 32. Missing columns are zero.
+inline size_t padded_depth(size_t in, bool bf16) { return bf16 ? (in + 31) / 32 * 32 : in; }
+void pack_panel(const Matrix& w, size_t first, size_t count, bool bf16, void* panel);
+
+// ---- bf16_dot.cc: vdpbf16ps, which Highway 1.0.3 lacks ----
+bool has_bf16_dot();
+// as multiply_tile, for bf16 weights [out,in]
+void multiply_tile_bf16_dot(const Matrix& w, size_t first, size_t count, const void* x, size_t rows, float* tile);
+
+const char* instruction_set();  // the one that the kernels run with, for people
+
+}  // namespace duet_cpu

@@ -1,0 +1,85 @@
+#include <algorithm>
+#include <cstring>
+
+#include "phases.h"
+
+namespace duet_cpu {
+namespace {
+
+// out = finish(W in) for `rows` rows
+struct Product {
+  const Matrix& w;
+  const Gemm* gemm;  // oneDNN; NULL = our own kernels, which read W where it is
+  const void* in;    // (m) [rows, w.in]
+  bool in_bf16;
+  void* out;         // [rows, w.out]
+  bool out_bf16;
+  Finish finish;
+  size_t rows;
+};
+
+// The inputs of a block as oneDNN wants them: whole, and of its type.
+const void* block_rows(const Product& p, size_t row, size_t rows, Worker& w) {
+  const size_t depth = p.w.in;
+  const char* in = static_cast<const char*>(p.in) + row * depth * m_bytes(p.in_bf16);
+  const bool widened = p.in_bf16 && !p.gemm->bf16;
+  if (rows == kTileRows && !widened) return in;
+  const size_t row_bytes = depth * m_bytes(p.gemm->bf16);
+  if (widened)
+    widen(in, DUET_BF16, rows * depth, static_cast<float*>(w.rows));
+  else
+    std::memcpy(w.rows, in, rows * row_bytes);
+  std::memset(static_cast<char*>(w.rows) + rows * row_bytes, 0, (kTileRows - rows) * row_bytes);
+  return w.rows;
+}
+
+// A task is a slice of outputs for a group of row blocks. Slices are few in small models and parallel mode, so there rows are
+// divided too, as long as packing the slice again costs little beside the product.
+void multiply(const Product& p, Worker& w) {
+  constexpr size_t kOwnColumns = 16, kGroupBlocks = 4;
+  const size_t columns = p.gemm || p.w.in_major ? kTileColumns : kOwnColumns;
+  const size_t slices = (p.w.out + columns - 1) / columns, blocks = (p.rows + kTileRows - 1) / kTileRows;
+  const size_t groups = p.gemm ? std::clamp<size_t>((4 * w.n + slices - 1) / slices, 1, (blocks + kGroupBlocks - 1) / kGroupBlocks) : 1;
+  size_t packed = slices;  // none
+  for (size_t task; (task = w.next->fetch_add(1, std::memory_order_relaxed)) < slices * groups;) {
+    const size_t slice = task / groups, group = task % groups;
+    const size_t first = slice * columns, count = std::min<size_t>(columns, p.w.out - first);
+    if (p.gemm && packed != slice) pack_panel(p.w, first, count, p.gemm->bf16, w.panel), packed = slice;
+    for (size_t b = blocks * group / groups; b < blocks * (group + 1) / groups; ++b) {
+      const size_t row = b * kTileRows, rows = std::min(kTileRows, p.rows - row);
+      if (p.gemm)
+        w.gemm->run(*p.gemm, block_rows(p, row, rows, w), w.panel, w.tile, w.product);
+      else
+        multiply_tile(p.w, first, count, static_cast<const char*>(p.in) + row * p.w.in * m_bytes(p.in_bf16), rows, w.tile);
+      finish_tile(w.tile, rows, count, p.finish, p.out_bf16, static_cast<char*>(p.out) + (row * p.w.out + first) * m_bytes(p.out_bf16), p.w.out);
+    }
+  }
+}
+
+void token_product(const Call& c, Worker& w, uint32_t id, const void* in, void* out, bool out_bf16, Finish finish) {
+  multiply({c.layer->matrix[id], c.recurrent ? nullptr : c.layer->gemm[id], in, c.layer->bf16, out, out_bf16, finish, c.n_tokens()}, w);
+}
+
+constexpr uint32_t kLinear[] = {DUETP_T_RECEPTANCE, DUETP_T_KEY, DUETP_T_VALUE, DUETP_T_OUTPUT};
+constexpr Finish kHidden[] = {Finish::kTanh, Finish::kStore, Finish::kStore, Finish::kSigmoid};
+
+}  // namespace
+
+void linear_product(const Call& c, Worker& w) {
+  token_product(c, w, kLinear[c.which], c.in[DUETP_LINEAR_IN], c.out[DUETP_LINEAR_OUT], false, c.which == DUETP_LINEAR_OUTPUT ? Finish::kAdd : Finish::kStore);
+}
+void lowrank_down(const Call& c, Worker& w) {
+  token_product(c, w, DUETP_T_W1 + c.which, c.in[DUETP_LOWRANK_IN], w.region[kHiddenW + c.which], c.layer->bf16, kHidden[c.which]);
+}
+void lowrank_up(const Call& c, Worker& w) {
+  token_product(c, w, DUETP_T_W2 + c.which, w.region[kHiddenW + c.which], c.out[DUETP_LOWRANK_OUT], false, Finish::kStore);
+}
+void channel_mix_key(const Call& c, Worker& w) { token_product(c, w, DUETP_T_FFN_KEY, w.region[kMixed], w.region[kKey], c.layer->bf16, Finish::kRelu2); }
+void channel_mix_value(const Call& c, Worker& w) { token_product(c, w, DUETP_T_FFN_VALUE, w.region[kKey], c.out[DUETP_CHANNEL_MIX_X], false, Finish::kAdd); }
+
+// Always our own kernel: mostly one row is wanted, and then nothing may be packed or padded; so its bits do not depend on mode.
+void head_product(const Call& c, Worker& w) {
+  multiply({c.layer->matrix[DUETP_T_HEAD], nullptr, w.region[kMixed], c.layer->bf16, c.out[DUETP_HEAD_OUT_LOGITS], false, Finish::kStore, c.n_rows()}, w);
+}
+
+}  // namespace duet_cpu

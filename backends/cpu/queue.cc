@@ -1,0 +1,228 @@
+#include "queue.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+namespace duet_cpu {
+namespace {
+
+uint64_t aligned(uint64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+bool conflict(const Access& a, const Access& b) {
+  if (!a.write && !b.write) return false;
+  if (a.partition && a.partition == b.partition && a.heads == b.heads) return false;
+  const char *a0 = static_cast<const char*>(a.at), *b0 = static_cast<const char*>(b.at);
+  return a0 < b0 + b.bytes && b0 < a0 + a.bytes;
+}
+
+}  // namespace
+
+void Needs::include(const Needs& o) {
+  for (int i = 0; i < kRegions; ++i) region[i] = std::max(region[i], aligned(o.region[i]));
+  rows = std::max(rows, aligned(o.rows));
+  panel = std::max(panel, aligned(o.panel));
+  product = std::max(product, aligned(o.product));
+  token = std::max(token, aligned(o.token));
+  wkv = std::max(wkv, aligned(o.wkv));
+  state = std::max(state, aligned(o.state));
+}
+
+const Call& Program::call(const Call& c) {
+  calls_.push_back(c);
+  return calls_.back();
+}
+
+void Program::phase(PhaseFn fn, std::initializer_list<Access> touched) {
+  bool barrier = false;
+  for (const Access& a : touched)
+    for (const Access& b : open_) barrier = barrier || conflict(a, b);
+  if (barrier) open_.clear();
+  for (const Access& a : touched)
+    if (a.at) open_.push_back(a);
+  phases_.push_back({fn, static_cast<uint32_t>(calls_.size() - 1), barrier});
+}
+
+void Program::clear() {
+  calls_.clear();
+  phases_.clear();
+  open_.clear();
+  needs = Needs();
+}
+
+}  // namespace duet_cpu
+
+using namespace duet_cpu;
+
+duetp_queue::duetp_queue(Device& d) : device(d) {
+  const uint32_t n = d.host.team_size(d.host.self);
+  threads_.reserve(n);
+  for (uint32_t i = 0; i < n; ++i) threads_.emplace_back(d.gemms);
+  workers_.resize(n);
+}
+
+duetp_queue::~duetp_queue() { device.host.free(device.host.self, scratch_); }
+
+void duetp_queue::prepare(const Gemm& g) {
+  for (GemmThread& t : threads_) t.prepare(g);
+}
+
+// One block for the regions and the private memory of all threads. Grows to the largest list so far.
+bool duetp_queue::reserve(const Program& p) {
+  const uint64_t tile = kTileRows * kTileColumns * sizeof(float);
+  Needs want = have_;
+  want.include(p.needs);
+  if (scratch_ && std::memcmp(&want, &have_, sizeof want) == 0) return true;
+  uint64_t shared = 0;
+  for (uint64_t bytes : want.region) shared += bytes;
+  const uint64_t each = tile + want.rows + want.panel + want.product + want.token + want.wkv + want.state;
+  device.host.free(device.host.self, scratch_);
+  have_ = Needs();
+  char* at = static_cast<char*>(scratch_ = device.host.alloc(device.host.self, shared + each * workers_.size(), 64));
+  if (!at) return false;
+  have_ = want;
+  void* region[kRegions];
+  for (int i = 0; i < kRegions; ++i) region[i] = at, at += want.region[i];
+  for (size_t i = 0; i < workers_.size(); ++i) {
+    Worker& w = workers_[i];
+    const auto take = [&](uint64_t bytes) { return static_cast<void*>((at += bytes) - bytes); };
+    std::copy(region, region + kRegions, w.region);
+    w.i = static_cast<uint32_t>(i);
+    w.n = static_cast<uint32_t>(workers_.size());
+    w.gemm = &threads_[i];
+    w.tile = static_cast<float*>(take(tile));
+    w.rows = take(want.rows);
+    w.panel = take(want.panel);
+    w.product = take(want.product);
+    w.token = static_cast<float*>(take(want.token));
+    w.wkv = take(want.wkv);
+    w.state = static_cast<float*>(take(want.state));
+  }
+  return true;
+}
+
+void duetp_queue::work(const Program& p, uint32_t i, uint32_t n) {
+  const OneOpenMpThread one;
+  Worker& w = workers_[i];
+  w.n = n;
+  for (size_t k = 0; k < p.phases_.size(); ++k) {
+    const Program::Phase& phase = p.phases_[k];
+    if (phase.barrier) device.host.barrier(device.host.self);
+    if (failed_.load(std::memory_order_relaxed)) continue;  // but meet the others at the barriers
+    w.next = &next_[k];
+    try {
+      phase.run(p.calls_[phase.call], w);
+    } catch (...) {  // oneDNN's
+      failed_.store(true, std::memory_order_relaxed);
+    }
+  }
+}
+
+duet_status duetp_queue::run(Program& p) {
+  if (p.empty()) return DUET_OK;
+  const duet_status status = guarded(device, [&] {
+    if (!reserve(p)) return device.fail(DUET_E_MEMORY, "out of memory: the scratch of the CPU backend; use smaller batches or shorter prompts at a time");
+    if (n_next_ < p.phases_.size()) {
+      n_next_ = p.phases_.capacity();
+      next_ = std::make_unique<std::atomic<uint32_t>[]>(n_next_);
+    }
+    for (size_t k = 0; k < p.phases_.size(); ++k) next_[k].store(0, std::memory_order_relaxed);
+    struct Run {
+      duetp_queue* q;
+      const Program* p;
+    } run{this, &p};
+    device.host.team(device.host.self, [](void* ctx, uint32_t i, uint32_t n) { static_cast<Run*>(ctx)->q->work(*static_cast<Run*>(ctx)->p, i, n); }, &run);
+    if (failed_.exchange(false)) return device.fail(DUET_E_DEVICE, "a matrix product failed in oneDNN");
+    return static_cast<duet_status>(DUET_OK);
+  });
+  if (status_ == DUET_OK) status_ = status;
+  return status;
+}
+
+duet_status duetp_queue::flush() {
+  const duet_status status = run(pending_);
+  pending_.clear();
+  return status;
+}
+
+duet_status duetp_queue::wait() {
+  flush();
+  return std::exchange(status_, DUET_OK);
+}
+
+namespace duet_cpu {
+namespace {
+
+duet_status queue_new(void* self, duetp_queue** out) {
+  Device& d = *static_cast<Device*>(self);
+  return guarded(d, [&] { return *out = new duetp_queue(d), DUET_OK; });
+}
+duet_status queue_wait(void*, duetp_queue* q) { return q->wait(); }
+void queue_free(void*, duetp_queue* q) { delete q; }
+
+char* address(duetp_ref r) { return r.buf->data + r.off; }
+
+duet_status upload(void*, duetp_queue* q, duetp_ref dst, const void* src, uint64_t n) {
+  const duet_status status = q->flush();
+  if (n) std::memcpy(address(dst), src, n);
+  return status;
+}
+
+duet_status download(void*, duetp_queue* q, void* dst, duetp_ref src, uint64_t n) {
+  const duet_status status = q->flush();
+  if (n) std::memcpy(dst, address(src), n);
+  return status;
+}
+
+void copy_phase(const Call& c, Worker& w) {
+  if (w.i == 0) std::memmove(c.out[0], c.in[0], c.bytes);
+}
+
+duet_status copy(void* self, duetp_queue* q, duetp_ref dst, duetp_ref src, uint64_t n) {
+  if (n == 0) return DUET_OK;
+  return guarded(*static_cast<Device*>(self), [&] {
+    Call c{};
+    c.in[0] = address(src);
+    c.out[0] = address(dst);
+    c.bytes = n;
+    q->target().call(c);
+    q->target().phase(copy_phase, {{c.in[0], n, false}, {c.out[0], n, true}});
+    return DUET_OK;
+  });
+}
+
+duet_status record_begin(void* self, duetp_queue* q) {
+  const Device& d = *static_cast<Device*>(self);
+  if (q->recording) return d.fail(DUET_E_INVALID, "record_begin: this queue is recording already");
+  return guarded(d, [&] { return q->recording = std::make_unique<duetp_record>(), DUET_OK; });
+}
+
+duet_status record_end(void* self, duetp_queue* q, duetp_record** out) {
+  if (!q->recording) return static_cast<Device*>(self)->fail(DUET_E_INVALID, "record_end: this queue is not recording");
+  *out = q->recording.release();
+  return DUET_OK;
+}
+
+duet_status record_run(void*, duetp_queue* q, duetp_record* r) {
+  q->flush();
+  return q->run(r->program);
+}
+
+void record_free(void*, duetp_record* r) { delete r; }
+
+}  // namespace
+
+void fill_queue_slots(duetp_device& t) {
+  t.queue_new = queue_new;
+  t.queue_wait = queue_wait;
+  t.queue_free = queue_free;
+  t.upload = upload;
+  t.download = download;
+  t.copy = copy;
+  t.record_begin = record_begin;
+  t.record_end = record_end;
+  t.record_run = record_run;
+  t.record_free = record_free;
+}
+
+}  // namespace duet_cpu

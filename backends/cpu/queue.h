@@ -1,0 +1,120 @@
+// Work is put off: a stage appends its phases to a list, and the list runs as a whole, on the host's thread team, when someone
+// waits or looks. A phase divides its output among the threads by itself; a barrier stands only where a phase touches what an
+// earlier one wrote (or writes what it read) since the last barrier. A recording is such a list that is kept.
+#pragma once
+#include <atomic>
+#include <initializer_list>
+#include <memory>
+#include <vector>
+
+#include "device.h"
+
+namespace duet_cpu {
+
+// A stage with its references resolved to memory. Also the argument of its phases.
+struct Call {
+  uint32_t which, layer_index;
+  bool recurrent;
+  const duetp_layer* layer;
+  duetp_state* state;
+  uint32_t max_tokens, max_seqs, max_rows;
+  const int32_t *used, *tokens, *starts, *slots, *rows;
+  void *in[6], *out[6];
+  uint64_t bytes;  // of a copy
+
+  uint32_t n_tokens() const { return static_cast<uint32_t>(used[0]); }
+  uint32_t n_seqs() const { return static_cast<uint32_t>(used[1]); }
+  uint32_t n_rows() const { return static_cast<uint32_t>(used[2]); }
+};
+
+// Memory between the phases of one stage. Stages of a kind follow one another, so each kind has one.
+enum Region { kHiddenW, kHiddenA, kHiddenV, kHiddenG, kMixed, kKey, kRegions };
+
+// What one thread works with. Private memory is sized by the largest call of the list.
+struct Worker {
+  uint32_t i, n;
+  std::atomic<uint32_t>* next;  // of this phase: tasks that are not bound to a thread
+  GemmThread* gemm;
+  void* region[kRegions];
+  float* tile;    // [kTileRows, kTileColumns]
+  void* rows;     // [kTileRows, depth]: inputs, padded or widened
+  void* panel;    // see pack_panel
+  void* product;  // oneDNN's
+  float* token;   // [2, C]
+  void* wkv;      // wkv_scratch_bytes
+  float* state;   // S of a sequence without a slot
+};
+using PhaseFn = void (*)(const Call&, Worker&);
+
+struct Needs {  // bytes
+  uint64_t region[kRegions] = {};
+  uint64_t rows = 0, panel = 0, product = 0, token = 0, wkv = 0, state = 0;
+  void include(const Needs& o);
+};
+
+// A stretch of memory that a phase reads or writes. Phases that share a partition (same sequences, same heads) hand each
+// thread what it wrote itself, so they need no barrier among them.
+struct Access {
+  const void* at;
+  uint64_t bytes;
+  bool write;
+  const void* partition = nullptr;  // the frame's starts, when divided by sequence and head
+  uint32_t heads = 0;
+};
+
+class Program {
+ public:
+  const Call& call(const Call& c);  // the calls that follow belong to it
+  void phase(PhaseFn fn, std::initializer_list<Access> touched);
+  void clear();
+  bool empty() const { return phases_.empty(); }
+
+  Needs needs;
+
+ private:
+  friend struct ::duetp_queue;
+  struct Phase {
+    PhaseFn run;
+    uint32_t call;
+    bool barrier;  // before it
+  };
+  std::vector<Call> calls_;
+  std::vector<Phase> phases_;
+  std::vector<Access> open_;  // since the last barrier
+};
+
+}  // namespace duet_cpu
+
+struct duetp_record {
+  duet_cpu::Program program;
+};
+
+struct duetp_queue {
+  explicit duetp_queue(duet_cpu::Device& d);
+  ~duetp_queue();
+  duetp_queue(const duetp_queue&) = delete;
+  duetp_queue& operator=(const duetp_queue&) = delete;
+
+  duet_cpu::Program& target() { return recording ? recording->program : pending_; }
+  duet_status flush();                      // runs what is pending
+  duet_status run(duet_cpu::Program& p);    // now
+  duet_status wait();                       // flush, then the first failure since the last wait
+  void prepare(const duet_cpu::Gemm& g);    // each thread can run it from now on
+
+  duet_cpu::Device& device;
+  std::unique_ptr<duetp_record> recording;
+
+ private:
+  bool reserve(const duet_cpu::Program& p);
+  void work(const duet_cpu::Program& p, uint32_t i, uint32_t n);
+
+  duet_cpu::Program pending_;
+  std::vector<duet_cpu::GemmThread> threads_;
+  std::vector<duet_cpu::Worker> workers_;
+  std::unique_ptr<std::atomic<uint32_t>[]> next_;
+  size_t n_next_ = 0;
+  void* scratch_ = nullptr;
+  duet_cpu::Needs have_;
+  std::atomic<bool> failed_{false};
+  duet_status status_ = DUET_OK;
+};
