@@ -48,7 +48,8 @@ void generate(Session& session, const std::shared_ptr<State>& state, uint32_t sl
       break;
     }
     bool go_on = !options.on_token || options.on_token(token);
-    if (options.tokenizer) go_on = show(stream.push(options.tokenizer->bytes(token))) && go_on;
+    // a model's vocabulary may have rows that no token uses: they have no text
+    if (options.tokenizer && static_cast<uint32_t>(token) < options.tokenizer->size()) go_on = show(stream.push(options.tokenizer->bytes(token))) && go_on;
     if (stream.stopped()) {
       result.finish = DUET_FINISH_STOP_TEXT;
       break;
