@@ -1,11 +1,6 @@
 # What goes where. The build tree has the shape of the install tree, and both can be moved: bin/, <libdir>/libduet.so with
-# duet/plugins-1/ beside it, and share/duet/ for the data.
+# duet/plugins-1/ beside it, and share/duet/ for the data (models/CMakeLists.txt).
 include(CMakePackageConfigHelpers)
-
-# Data of the build tree. `models` whole: the bundled one is share/duet/models/stories-7m in both trees.
-file(MAKE_DIRECTORY ${PROJECT_BINARY_DIR}/share/duet)
-file(CREATE_LINK ${PROJECT_SOURCE_DIR}/models ${PROJECT_BINARY_DIR}/share/duet/models SYMBOLIC)
-file(CREATE_LINK ${PROJECT_SOURCE_DIR}/models/world ${PROJECT_BINARY_DIR}/share/duet/vocab SYMBOLIC)
 
 set(package ${CMAKE_INSTALL_LIBDIR}/cmake/Duet)
 install(TARGETS duet duet_sdk EXPORT DuetTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
@@ -16,9 +11,8 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/DuetConfigVersion.cmake C
 install(FILES ${PROJECT_BINARY_DIR}/DuetConfig.cmake ${PROJECT_BINARY_DIR}/DuetConfigVersion.cmake sdk/cmake/DuetPlugin.cmake DESTINATION ${package})
 
 file(RELATIVE_PATH up /prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig /prefix)
+string(REGEX REPLACE "/$" "" up ${up})
 configure_file(cmake/duet.pc.in ${PROJECT_BINARY_DIR}/duet.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/duet.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 
-install(DIRECTORY models/stories-7m DESTINATION ${CMAKE_INSTALL_DATADIR}/duet/models)
-install(FILES models/world/rwkv_vocab_v20230424.txt DESTINATION ${CMAKE_INSTALL_DATADIR}/duet/vocab)
 install(FILES LICENSE NOTICE DESTINATION ${CMAKE_INSTALL_DOCDIR})

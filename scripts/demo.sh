@@ -5,6 +5,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 prompt=${1:-Once upon a time there was a little fox who}
-scripts/build.sh release
+scripts/build.sh release duet_command duet_cpu
 printf '%s' "$prompt"
 build/release/bin/duet generate --prompt "$prompt"

@@ -11,7 +11,7 @@ uint64_t aligned(uint64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 bool conflict(const Access& a, const Access& b) {
   if (!a.write && !b.write) return false;
-  if (a.partition && a.partition == b.partition && a.heads == b.heads) return false;
+  if (a.partition && a.partition == b.partition && a.heads == b.heads && a.at == b.at && a.bytes == b.bytes) return false;
   const char *a0 = static_cast<const char*>(a.at), *b0 = static_cast<const char*>(b.at);
   return a0 < b0 + b.bytes && b0 < a0 + a.bytes;
 }

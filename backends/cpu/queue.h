@@ -52,8 +52,8 @@ struct Needs {  // bytes
   void include(const Needs& o);
 };
 
-// A stretch of memory that a phase reads or writes. Phases that share a partition (same sequences, same heads) hand each
-// thread what it wrote itself, so they need no barrier among them.
+// A stretch of memory that a phase reads or writes. Phases that share a partition (same sequences, same heads, and exactly the
+// same stretch) hand each thread what it wrote itself, so they need no barrier among them.
 struct Access {
   const void* at;
   uint64_t bytes;

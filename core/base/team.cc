@@ -85,6 +85,7 @@ void pin(int cpu) {
 }  // namespace
 
 struct Team::Impl {
+  const pid_t process = ::getpid();
   uint32_t n = 1;
   std::vector<int> cpus;  // [n] where each thread has a core of its own, else empty
   std::vector<std::thread> workers;
@@ -138,7 +139,12 @@ Team::Team(uint32_t n_threads) : impl_(std::make_unique<Impl>()) {
   }
 }
 
-Team::~Team() { impl_->stop(); }
+Team::~Team() {
+  if (::getpid() == impl_->process)
+    impl_->stop();
+  else
+    (void)impl_.release();  // a forked child: its copy of the team has no threads to join
+}
 
 uint32_t Team::size() const { return impl_->n; }
 

@@ -43,7 +43,7 @@ duet_status duet_file_convert(duet_library* library, const char* in, const char*
     check_weights(o.weights);
     const std::string from = path_argument(in, "in"), to = path_argument(out, "out");
     const auto source = open_weights(from, lib->log, open_options(o.flags));
-    save_weights(*source, to, o.overwrite != 0, o.weights ? o.weights : source->stored(), {}, o.progress, o.progress_user);
+    save_weights(*source, to, o.overwrite != 0, o.weights, {}, o.progress, o.progress_user);
   });
 }
 

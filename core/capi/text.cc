@@ -7,7 +7,7 @@
 namespace duet {
 namespace {
 
-constexpr const char* kWorld = "vocab/rwkv_vocab_v20230424.txt";
+constexpr const char* kWorld = "models/world/rwkv_vocab_v20230424.txt";
 constexpr uint32_t kWorldVocab = 65536;
 
 std::shared_ptr<const Tokenizer> load_tokenizer(const std::string& path) { return std::make_shared<const Tokenizer>(Tokenizer::load(path)); }

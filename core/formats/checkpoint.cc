@@ -93,16 +93,18 @@ struct CheckpointBuilder {
       moved += v.bytes();
       bytes += padded(v.bytes());
       ++n;
-      if (moved > file_bytes) fail(DUET_E_LIMIT, "{}: tensor {}: the tensors to be rearranged up to here are {} bytes, more than the file's {}", out.path_, printable(v.name), moved, file_bytes);
+      if (moved > file_bytes)
+        fail(DUET_E_LIMIT, "{}: tensor {}: the tensors to be rearranged up to here are {} bytes, more than the file's {}", out.path_, printable(v.name), moved,
+             file_bytes);
     }
     if (n == 0) return nullptr;
-    auto* block = static_cast<std::byte*>(::operator new(bytes, std::align_val_t{kAlign}, std::nothrow));
+    auto* block = static_cast<std::byte*>(::operator new (bytes, std::align_val_t{kAlign}, std::nothrow));
     if (block == nullptr) fail(DUET_E_MEMORY, "{}: no memory for {} bytes of tensors that must be rearranged", out.path_, bytes);
-    out.owners_.push_back(std::shared_ptr<const void>(block, [](const void* p) { ::operator delete(const_cast<void*>(p), std::align_val_t{kAlign}); }));
+    out.owners_.push_back(std::shared_ptr<const void>(block, [](const void* p) { ::operator delete (const_cast<void*>(p), std::align_val_t{kAlign}); }));
     return block;
   }
 
-  uint64_t file_bytes = 0;
+  uint64_t file_bytes = 0;  // of all files: no honest file needs more memory for rearranged tensors
 };
 
 namespace {
@@ -123,7 +125,9 @@ std::string only_weights(const std::string& folder) {
     if (!is_regular_file(path)) continue;
     const Content content = recognise(MappedFile(path).bytes());
     if (content != Content::zip && content != Content::safetensors) continue;
-    if (!found.empty()) fail(DUET_E_NOT_FOUND, "{}: no config.json, and more than one file of weights: {} and {}; name one", printable(folder, 300), printable(found, 300), printable(path, 300));
+    if (!found.empty())
+      fail(DUET_E_NOT_FOUND, "{}: no config.json, and more than one file of weights: {} and {}; name one", printable(folder, 300), printable(found, 300),
+           printable(path, 300));
     found = path;
   }
   if (e) fail(DUET_E_IO, "{}: {}", printable(folder, 300), e.message());
@@ -141,7 +145,7 @@ Checkpoint Checkpoint::open(const std::string& path, const Log& log, const OpenO
   CheckpointBuilder builder;
   const Bytes bytes = builder.map(file);
   const Content content = recognise(bytes);
-  if (content == Content::json) return builder.finish(path, read_hugging_face(file, notes, [&](const std::string& p) { return builder.map(p); }));
+  if (content == Content::json) return builder.finish(path, read_hugging_face(file, [&](const std::string& p) { return builder.map(p); }));
   note_suffix(name, content, notes);
   return builder.finish(path, read_bytes(bytes, name, content, notes, options.verify));
 }

@@ -46,7 +46,7 @@ class Checkpoint {
   static Checkpoint parse(Bytes bytes, std::string_view name, const Log& log, const OpenOptions& options = {});
 
   const std::string& path() const { return path_; }
-  const std::string& format() const { return format_; }  // "pth", "safetensors", "hugging face"
+  const std::string& format() const { return format_; }            // "pth", "safetensors", "hugging face"
   const std::vector<Tensor>& tensors() const { return tensors_; }  // in file order
   const Tensor* find(std::string_view name) const;
   const std::map<std::string, std::string>& metadata() const { return metadata_; }

@@ -15,7 +15,7 @@
 namespace duet {
 namespace {
 
-constexpr uint64_t kMaxConfig = 64 << 10, kMaxIndex = 512 << 10;  // a tree of JSON takes up to 30 times its text
+constexpr uint64_t kMaxConfig = 64 << 10, kMaxIndex = 384 << 10;  // a tree of JSON takes up to 30 times its text
 constexpr size_t kMaxShards = 1024;
 
 class Config {
@@ -31,7 +31,9 @@ class Config {
   uint64_t size(const char* key, uint64_t fallback) const {
     const Json* v = value(key);
     if (v == nullptr) return fallback;
-    if (!v->is_number_unsigned() || *v == 0) fail(DUET_E_FORMAT, "{}: \"{}\" is {}, where a positive whole number belongs", path_, key, printable(v->dump(-1, ' ', true, Json::error_handler_t::replace)));
+    if (!v->is_number_unsigned() || *v == 0)
+      fail(DUET_E_FORMAT, "{}: \"{}\" is {}, where a positive whole number belongs", path_, key,
+           printable(v->dump(-1, ' ', true, Json::error_handler_t::replace)));
     return v->get<uint64_t>();
   }
   std::string text(const char* key, const char* fallback) const {
@@ -46,17 +48,22 @@ class Config {
   }
 
   void check_model() const {
-    if (const std::string type = text("model_type", ""); type != "rwkv7") fail(DUET_E_UNSUPPORTED, "{}: model_type \"{}\"; this library runs \"rwkv7\"", path_, printable(type));
+    if (const std::string type = text("model_type", ""); type != "rwkv7")
+      fail(DUET_E_UNSUPPORTED, "{}: model_type \"{}\"; this library runs \"rwkv7\"", path_, printable(type));
     if (value("attn")) fail(DUET_E_UNSUPPORTED, "{}: \"attn\" is set: a hybrid with attention layers, not RWKV-7", path_);
-    if (const std::string act = text("hidden_act", "sqrelu"); act != "sqrelu") fail(DUET_E_UNSUPPORTED, "{}: hidden_act \"{}\"; RWKV-7 has \"sqrelu\"", path_, printable(act));
+    if (const std::string act = text("hidden_act", "sqrelu"); act != "sqrelu")
+      fail(DUET_E_UNSUPPORTED, "{}: hidden_act \"{}\"; RWKV-7 has \"sqrelu\"", path_, printable(act));
     if (!flag("norm_first", true)) fail(DUET_E_UNSUPPORTED, "{}: norm_first is false; RWKV-7 normalises the embedding", path_);
     const Json* values = value("value_dim");
     if (values == nullptr) return;
     const uint64_t width = size("hidden_size", 0);
     const auto check = [&](const Json& v) {
-      if (!v.is_null() && v != width) fail(DUET_E_UNSUPPORTED, "{}: value_dim {} differs from hidden_size {}; RWKV-7 has one width", path_, printable(v.dump(-1, ' ', true, Json::error_handler_t::replace)), width);
+      if (!v.is_null() && v != width)
+        fail(DUET_E_UNSUPPORTED, "{}: value_dim {} differs from hidden_size {}; RWKV-7 has one width", path_,
+             printable(v.dump(-1, ' ', true, Json::error_handler_t::replace)), width);
     };
-    if (values->is_array()) for (const Json& v : *values) check(v);
+    if (values->is_array())
+      for (const Json& v : *values) check(v);
     else check(*values);
   }
 
@@ -77,7 +84,8 @@ class Config {
 
 class HuggingFaceReader {
  public:
-  HuggingFaceReader(const std::string& config, const Notes& notes, const std::function<Bytes(const std::string&)>& open) : config_(config), folder_(folder_of(config)), notes_(notes), open_(open) {}
+  HuggingFaceReader(const std::string& config, const std::function<Bytes(const std::string&)>& open)
+      : config_(config), folder_(folder_of(config)), open_(open) {}
 
   Directory read() {
     config_.check_model();
@@ -127,7 +135,8 @@ class HuggingFaceReader {
         const std::string& tensor = directory_.views[i].name;
         const auto it = map->find(tensor);
         if (it == map->end() || *it != shard)
-          fail(DUET_E_FORMAT, "{}: shard {} holds tensor {}, which the index {}", name, printable(shard), printable(tensor), it == map->end() ? "does not list" : fmt::format("places in {}", printable(it->get<std::string>())));
+          fail(DUET_E_FORMAT, "{}: shard {} holds tensor {}, which the index {}", name, printable(shard), printable(tensor),
+               it == map->end() ? "does not list" : fmt::format("places in {}", printable(it->get<std::string>())));
         seen.insert(tensor);
       }
     }
@@ -153,7 +162,8 @@ class HuggingFaceReader {
     const View* emb = find("emb.weight");
     if (emb == nullptr || emb->rank != 2) return;  // for the schema to report
     const auto same = [&](const char* key, uint64_t found) {
-      if (const uint64_t said = config_.size(key, found); said != found) fail(DUET_E_FORMAT, "{}: {} is {}, but tensor emb.weight is {}", config_.path(), key, said, emb->shape_text());
+      if (const uint64_t said = config_.size(key, found); said != found)
+        fail(DUET_E_FORMAT, "{}: {} is {}, but tensor emb.weight is {}", config_.path(), key, said, emb->shape_text());
     };
     same("vocab_size", emb->shape[0]);
     same("hidden_size", emb->shape[1]);
@@ -170,15 +180,14 @@ class HuggingFaceReader {
 
   Config config_;
   std::string folder_;
-  const Notes& notes_;
   const std::function<Bytes(const std::string&)>& open_;
   Directory directory_;
 };
 
 }  // namespace
 
-Directory read_hugging_face(const std::string& config, const Notes& notes, const std::function<Bytes(const std::string& path)>& open) {
-  return HuggingFaceReader(config, notes, open).read();
+Directory read_hugging_face(const std::string& config, const std::function<Bytes(const std::string& path)>& open) {
+  return HuggingFaceReader(config, open).read();
 }
 
 }  // namespace duet

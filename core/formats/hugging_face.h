@@ -8,6 +8,6 @@
 namespace duet {
 
 // `open` maps a file and keeps it alive as long as the views. The directory comes with official names.
-Directory read_hugging_face(const std::string& config, const Notes& notes, const std::function<Bytes(const std::string& path)>& open);
+Directory read_hugging_face(const std::string& config, const std::function<Bytes(const std::string& path)>& open);
 
 }  // namespace duet

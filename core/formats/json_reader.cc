@@ -34,10 +34,12 @@ uint64_t JsonReader::integer() {
   const size_t start = at_;
   uint64_t v = 0;
   bool ok = true;
-  for (; at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9'; ++at_) ok = ok && checked_mul(v, 10, v) && checked_add(v, static_cast<uint64_t>(text_[at_] - '0'), v);
+  for (; at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9'; ++at_)
+    ok = ok && checked_mul(v, 10, v) && checked_add(v, static_cast<uint64_t>(text_[at_] - '0'), v);
   const size_t digits = at_ - start;
   const bool more = at_ < text_.size() && (text_[at_] == '.' || text_[at_] == 'e' || text_[at_] == 'E');
-  if (!ok || digits == 0 || more || (digits > 1 && text_[start] == '0')) bad(fmt::format("\"{}\" is not a whole number of 64 bits,", printable(text_.substr(start, 24))));
+  if (!ok || digits == 0 || more || (digits > 1 && text_[start] == '0'))
+    bad(fmt::format("\"{}\" is not a whole number of 64 bits,", printable(text_.substr(start, 24))));
   return v;
 }
 
@@ -48,7 +50,9 @@ std::string JsonReader::text(size_t limit) {
   while (stop < text_.size() && text_[stop] != '"') stop += text_[stop] == '\\' ? 2 : 1;
   if (stop >= text_.size()) bad("text without an end");
   const auto check = [&](size_t bytes) {
-    if (bytes > limit) fail(DUET_E_LIMIT, "{}: {}{}text of {} bytes at byte {} of the header, more than the {} allowed", file_, subject_, subject_.empty() ? "" : ": ", bytes, base_ + start, limit);
+    if (bytes > limit)
+      fail(DUET_E_LIMIT, "{}: {}{}text of {} bytes at byte {} of the header, more than the {} allowed", file_, subject_, subject_.empty() ? "" : ": ", bytes,
+           base_ + start, limit);
   };
   check((stop - start) / 6);  // the longest escape, \u0041, is 6 bytes for one
   std::string out;

@@ -14,9 +14,12 @@ struct Alias {
 };
 
 constexpr Alias kFiles[] = {{"_forward_module.", ""}};
-constexpr Alias kTop[] = {{"model.embeddings.", "emb."}, {"model.norm.", "ln_out."}, {"lm_head.", "head."}, {"model.layers.", "blocks."}, {"model.blocks.", "blocks."}, {"layers.", "blocks."}};
-constexpr Alias kBlock[] = {{"pre_norm.", "ln0."}, {"attn_norm.", "ln1."}, {"ffn_norm.", "ln2."}, {"feed_forward_norm.", "ln2."}, {"attn.", "att."}, {"self_attn.", "att."}, {"attention.", "att."}, {"time_mixer.", "att."}, {"feed_forward.", "ffn."}};
-constexpr Alias kAtt[] = {{"time_mixer.", ""}, {"r_proj.", "receptance."}, {"k_proj.", "key."}, {"v_proj.", "value."}, {"o_proj.", "output."}, {"g_norm.", "ln_x."}};
+constexpr Alias kTop[] = {{"model.embeddings.", "emb."}, {"model.norm.", "ln_out."},   {"lm_head.", "head."},
+                          {"model.layers.", "blocks."},  {"model.blocks.", "blocks."}, {"layers.", "blocks."}};
+constexpr Alias kBlock[] = {{"pre_norm.", "ln0."},  {"attn_norm.", "ln1."}, {"ffn_norm.", "ln2."},   {"feed_forward_norm.", "ln2."}, {"attn.", "att."},
+                            {"self_attn.", "att."}, {"attention.", "att."}, {"time_mixer.", "att."}, {"feed_forward.", "ffn."}};
+constexpr Alias kAtt[] = {{"time_mixer.", ""},   {"r_proj.", "receptance."}, {"k_proj.", "key."},
+                          {"v_proj.", "value."}, {"o_proj.", "output."},     {"g_norm.", "ln_x."}};
 
 // name[at:] begins with one of the aliases: it is replaced
 template <size_t N>

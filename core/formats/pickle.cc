@@ -15,6 +15,7 @@ struct Global {
   enum { ordered_dict, tensor, parameter, storage } role;
   DType dtype = DType::f32;
 };
+// clang-format off
 constexpr std::array kGlobals{
     Global{"collections", "OrderedDict", Global::ordered_dict},
     Global{"torch._utils", "_rebuild_tensor_v2", Global::tensor},
@@ -41,6 +42,7 @@ enum Op : uint8_t {
   BINPUT = 'q', LONG_BINPUT = 'r', MEMOIZE = 0x94, BINGET = 'h', LONG_BINGET = 'j',
   GLOBAL = 'c', STACK_GLOBAL = 0x93, REDUCE = 'R', BUILD = 'b', BINPERSID = 'Q', PROTO = 0x80, FRAME = 0x95,
 };
+// clang-format on
 
 }  // namespace
 
@@ -49,7 +51,8 @@ const char* kind_name(Pickle::Kind kind) {
   return names[static_cast<size_t>(kind)];
 }
 
-Pickle::Pickle(Bytes bytes, std::string_view what, uint64_t base, uint64_t memory) : bytes_(bytes), what_(what), base_(base), memory_(memory), in_(bytes, what_, base) {
+Pickle::Pickle(Bytes bytes, std::string_view what, uint64_t base, uint64_t memory)
+    : bytes_(bytes), what_(what), base_(base), memory_(memory), in_(bytes, what_, base) {
   if (bytes.size() > kMaxPickle) fail(DUET_E_LIMIT, "{}: a pickle of {} bytes, more than the {} allowed", what_, bytes.size(), kMaxPickle);
   run();
 }
@@ -69,10 +72,10 @@ void Pickle::check_memory() const {
 }
 
 void Pickle::step(uint8_t opcode) {
-  uint32_t n = 0;
   switch (opcode) {
     case PROTO:
-      if (const uint8_t version = in_.u8("protocol"); version < 2 || version > 5) fail(DUET_E_UNSUPPORTED, "{}: pickle protocol {} at byte {}; 2 to 5 can be read", what_, version, at_);
+      if (const uint8_t version = in_.u8("protocol"); version < 2 || version > 5)
+        fail(DUET_E_UNSUPPORTED, "{}: pickle protocol {} at byte {}; 2 to 5 can be read", what_, version, at_);
       return;
     case FRAME: {
       const uint64_t frame = in_.u64("frame");
@@ -125,7 +128,7 @@ void Pickle::step(uint8_t opcode) {
     case LIST:
     case DICT: {
       if (marks_.empty()) bad("no mark to collect items from");
-      n = static_cast<uint32_t>(stack_.size()) - marks_.back();
+      const auto n = static_cast<uint32_t>(stack_.size() - marks_.back());
       marks_.pop_back();
       const Ref r = make_tuple(n);
       nodes_[r].kind = opcode == TUPLE ? Kind::tuple : opcode == LIST ? Kind::list : Kind::dict;
@@ -278,7 +281,8 @@ std::string_view Pickle::line() {
 void Pickle::global(std::string_view module, std::string_view name) {
   for (size_t i = 0; i < kGlobals.size(); ++i)
     if (kGlobals[i].module == module && kGlobals[i].name == name) return push(make(Kind::global, static_cast<int64_t>(i)));
-  if (module == "torch" && name.ends_with("Storage")) fail(DUET_E_UNSUPPORTED, "{}: tensors of type torch.{} at byte {} cannot be read", what_, printable(name), at_);
+  if (module == "torch" && name.ends_with("Storage"))
+    fail(DUET_E_UNSUPPORTED, "{}: tensors of type torch.{} at byte {} cannot be read", what_, printable(name), at_);
   bad("global {}.{} not allowed", printable(module), printable(name));
 }
 
@@ -324,9 +328,11 @@ void Pickle::build() {
 void Pickle::persistent() {
   const Ref id = need(pop(), Kind::tuple, "a persistent id that is");
   if (count(id) != 5) bad("a persistent id of {} items instead of 5", count(id));
-  if (const Ref tag = need(item(id, 0), Kind::text, "a persistent id that begins with"); text(tag) != "storage") bad("a persistent id of a {}, not a storage", printable(text(tag)));
+  if (const Ref tag = need(item(id, 0), Kind::text, "a persistent id that begins with"); text(tag) != "storage")
+    bad("a persistent id of a {}, not a storage", printable(text(tag)));
   const Ref type = need(item(id, 1), Kind::global, "a storage type that is");
-  if (kGlobals[static_cast<size_t>(nodes_[type].value)].role != Global::storage) bad("a storage whose type is {}", kGlobals[static_cast<size_t>(nodes_[type].value)].name);
+  if (kGlobals[static_cast<size_t>(nodes_[type].value)].role != Global::storage)
+    bad("a storage whose type is {}", kGlobals[static_cast<size_t>(nodes_[type].value)].name);
   need(item(id, 2), Kind::text, "a storage key that is");
   need(item(id, 3), Kind::text, "a storage location that is");
   need(item(id, 4), Kind::integer, "a storage length that is");

@@ -17,7 +17,8 @@ using Kind = Pickle::Kind;
 
 class PthReader {
  public:
-  PthReader(Bytes bytes, std::string_view file, const Notes& notes) : file_(file), notes_(notes), zip_(std::make_shared<Zip>(bytes, file)), memory_(kPickleMemory + bytes.size()) {
+  PthReader(Bytes bytes, std::string_view file, const Notes& notes)
+      : file_(file), notes_(notes), zip_(std::make_shared<Zip>(bytes, file)), memory_(kPickleMemory + bytes.size()) {
     directory_.format = "pth";
   }
 
@@ -45,7 +46,9 @@ class PthReader {
     const std::string_view any = zip_->entries().front().name;
     root_ = any.substr(0, any.find('/') + 1);
     for (const ZipEntry& e : zip_->entries())
-      if (!e.name.starts_with(root_) || root_.empty()) fail(DUET_E_FORMAT, "{}: zip entry {} at byte {} is not in the folder {} of the others", file_, printable(e.name), e.header, root_.empty() ? "<name>/" : printable(root_));
+      if (!e.name.starts_with(root_) || root_.empty())
+        fail(DUET_E_FORMAT, "{}: zip entry {} at byte {} is not in the folder {} of the others", file_, printable(e.name), e.header,
+             root_.empty() ? "<name>/" : printable(root_));
     if (zip_->find(root_ + "constants.pkl")) fail(DUET_E_UNSUPPORTED, "{}: a TorchScript program, not weights; save its state_dict() instead", file_);
     if (!zip_->find(root_ + "data.pkl")) fail(DUET_E_FORMAT, "{}: a zip archive without {}data.pkl, so not one that torch.save wrote", file_, printable(root_));
   }
@@ -69,7 +72,8 @@ class PthReader {
     std::string example;
     each_item(p, dict, [&](Pickle::Ref key, Pickle::Ref value) {
       if (p.kind(key) == Kind::text && p.kind(value) == Kind::tensor) return add(p, p.text(key), p.arguments(value));
-      if (ignored++ == 0) example = fmt::format("{}, which is {}", p.kind(key) == Kind::text ? printable(p.text(key)) : kind_name(p.kind(key)), kind_name(p.kind(value)));
+      if (ignored++ == 0)
+        example = fmt::format("{}, which is {}", p.kind(key) == Kind::text ? printable(p.text(key)) : kind_name(p.kind(key)), kind_name(p.kind(value)));
     });
     if (ignored > 0) notes_.warn("{}: {} values that are no named tensors are ignored, the first is {}", file_, ignored, example);
   }
@@ -106,13 +110,15 @@ class PthReader {
     if (entry == nullptr) bad("its storage, zip entry {}data/{}, is missing", printable(root_), printable(key));
     uint64_t bytes = 0;
     if (!checked_mul(elements, dtype_bytes(v.dtype), bytes) || bytes != entry->size)
-      bad("its storage of {} {} elements does not have the {} bytes of zip entry {} at byte {}", elements, dtype_name(v.dtype), entry->size, printable(entry->name), entry->data);
+      bad("its storage of {} {} elements does not have the {} bytes of zip entry {} at byte {}", elements, dtype_name(v.dtype), entry->size,
+          printable(entry->name), entry->data);
     v.storage = zip_->data(*entry);
     v.record = static_cast<uint32_t>(entry - zip_->entries().data());
 
     v.first = size(p.item(arguments, 1), "offset");
     const Pickle::Ref shape = p.item(arguments, 2), step = p.item(arguments, 3);
-    if (p.count(shape) > kMaxRank) fail(DUET_E_LIMIT, "{}: tensor {} has {} dimensions, more than the {} allowed", file_, printable(name), p.count(shape), kMaxRank);
+    if (p.count(shape) > kMaxRank)
+      fail(DUET_E_LIMIT, "{}: tensor {} has {} dimensions, more than the {} allowed", file_, printable(name), p.count(shape), kMaxRank);
     p.each(shape, [&](Pickle::Ref r) { v.shape[v.rank++] = size(r, "dimension"); });
     size_t i = 0;
     p.each(step, [&](Pickle::Ref r) { v.step[i++] = size(r, "stride"); });
@@ -126,7 +132,8 @@ class PthReader {
       if (v.shape[i] > 1 && v.step[i] == 0) bad("dimension {} of {} has stride 0", i, v.shape_text());
       fits = v.shape[i] == 1 || (checked_mul(v.shape[i] - 1, v.step[i], reach) && checked_add(last, reach, last));
     }
-    if (!fits || count > elements || (count > 0 ? last >= elements : last > elements)) bad("{} from element {} on reaches beyond its storage of {} elements", v.shape_text(), v.first, elements);
+    if (!fits || count > elements || (count > 0 ? last >= elements : last > elements))
+      bad("{} from element {} on reaches beyond its storage of {} elements", v.shape_text(), v.first, elements);
     directory_.views.push_back(std::move(v));
   }
 

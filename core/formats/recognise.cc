@@ -20,7 +20,9 @@ bool begins_any_case(std::string_view s, std::string_view prefix) {
   return s.size() >= prefix.size() && std::equal(prefix.begin(), prefix.end(), s.begin(), [](char a, char b) { return a == lower(b); });
 }
 
-bool ends_any_case(std::string_view s, std::string_view suffix) { return s.size() >= suffix.size() && begins_any_case(s.substr(s.size() - suffix.size()), suffix); }
+bool ends_any_case(std::string_view s, std::string_view suffix) {
+  return s.size() >= suffix.size() && begins_any_case(s.substr(s.size() - suffix.size()), suffix);
+}
 
 }  // namespace
 
@@ -36,18 +38,22 @@ Content recognise(Bytes bytes) {
 void refuse(Bytes bytes, std::string_view file) {
   const std::string_view s = as_text(bytes), text = without_space(s.substr(0, 512));
   if (s.size() < kSmallest) fail(DUET_E_FORMAT, "{}: {} bytes; the smallest valid file of weights has {}", file, s.size(), kSmallest);
-  if (text.starts_with("version https://git-lfs")) fail(DUET_E_FORMAT, "{}: looks like a Git LFS pointer, not weights; fetch the file itself with git lfs pull", file);
+  if (text.starts_with("version https://git-lfs"))
+    fail(DUET_E_FORMAT, "{}: looks like a Git LFS pointer, not weights; fetch the file itself with git lfs pull", file);
   if (begins_any_case(text, "<!doctype html") || begins_any_case(text, "<html") || begins_any_case(text, "<?xml") || begins_any_case(text, "<head"))
     fail(DUET_E_FORMAT, "{}: looks like an HTML page, not weights; download the file itself", file);
   if (s.starts_with("GGUF")) fail(DUET_E_UNSUPPORTED, "{}: a GGUF file; use the model's .pth or .safetensors instead", file);
   if (s.starts_with("fmgg")) fail(DUET_E_UNSUPPORTED, "{}: an rwkv.cpp (ggmf) file; use the model's .pth or .safetensors instead", file);
-  if (s[0] == '\x80' && s[1] >= 1 && s[1] <= 5) fail(DUET_E_UNSUPPORTED, "{}: a bare pickle, as PyTorch before 1.6 wrote; load and save it again with a newer PyTorch", file);
-  if (s.substr(0, 262).substr(std::min<size_t>(s.size(), 257)) == "ustar") fail(DUET_E_UNSUPPORTED, "{}: a tar archive, as the first versions of PyTorch wrote; unpack it, or load and save it again with a newer PyTorch", file);
+  if (s[0] == '\x80' && s[1] >= 1 && s[1] <= 5)
+    fail(DUET_E_UNSUPPORTED, "{}: a bare pickle, as PyTorch before 1.6 wrote; load and save it again with a newer PyTorch", file);
+  if (s.substr(0, 262).substr(std::min<size_t>(s.size(), 257)) == "ustar")
+    fail(DUET_E_UNSUPPORTED, "{}: a tar archive, as the first versions of PyTorch wrote; unpack it, or load and save it again with a newer PyTorch", file);
   fail(DUET_E_FORMAT, "{}: neither .pth (a zip archive) nor safetensors nor a model's config.json; it begins with \"{}\"", file, printable(s.substr(0, 8)));
 }
 
 void note_suffix(std::string_view path, Content content, const Notes& notes) {
-  const bool says_zip = ends_any_case(path, ".pth") || ends_any_case(path, ".pt"), says_safetensors = ends_any_case(path, ".safetensors") || ends_any_case(path, ".st");
+  const bool says_zip = ends_any_case(path, ".pth") || ends_any_case(path, ".pt"),
+             says_safetensors = ends_any_case(path, ".safetensors") || ends_any_case(path, ".st");
   if (content == Content::zip && says_safetensors) notes.warn("{}: is a .pth by its content; its name says safetensors", path);
   if (content == Content::safetensors && says_zip) notes.warn("{}: is safetensors by its content; its name says .pth", path);
 }

@@ -1,11 +1,10 @@
 #include "formats/safetensors.h"
 
 #include <algorithm>
-#include <optional>
+#include <array>
 #include <utility>
 #include <vector>
 
-#include "base/utf8.h"
 #include "formats/json_reader.h"
 
 namespace duet {
@@ -18,7 +17,7 @@ constexpr std::array kDTypes{DType::f64, DType::f32, DType::f16, DType::bf16, DT
 
 class SafetensorsReader {
  public:
-  SafetensorsReader(Bytes bytes, std::string_view file) : bytes_(bytes), file_(file), json_(header(bytes, file), file, 8) {
+  SafetensorsReader(Bytes bytes, std::string_view file) : file_(file), json_(header(bytes, file), file, 8) {
     data_ = bytes.subspan(8 + json_.size());
     directory_.format = "safetensors";
   }
@@ -49,7 +48,8 @@ class SafetensorsReader {
 
   void read_metadata() {
     json_.object([&] {
-      if (directory_.metadata.size() == kMaxMetadata) fail(DUET_E_LIMIT, "{}: more than {} entries of __metadata__ at byte {}", file_, kMaxMetadata, json_.offset());
+      if (directory_.metadata.size() == kMaxMetadata)
+        fail(DUET_E_LIMIT, "{}: more than {} entries of __metadata__ at byte {}", file_, kMaxMetadata, json_.offset());
       std::string key = json_.text();
       json_.colon();
       if (!directory_.metadata.emplace(std::move(key), json_.text()).second) json_.bad("a key of __metadata__ that stands twice");
@@ -90,11 +90,14 @@ class SafetensorsReader {
     });
     if (!dtype || !shape || offsets.empty()) json_.bad("no dtype, shape or data_offsets");
     const auto [begin, end] = std::pair(offsets[0], offsets[1]);
-    if (begin > end || end > data_.size()) fail(DUET_E_FORMAT, "{}: tensor {} has the data_offsets {} to {}, but there are {} bytes of data", file_, quoted, begin, end, data_.size());
+    if (begin > end || end > data_.size())
+      fail(DUET_E_FORMAT, "{}: tensor {} has the data_offsets {} to {}, but there are {} bytes of data", file_, quoted, begin, end, data_.size());
     uint64_t bytes = dtype_bytes(v.dtype);
     bool fits = true;
     for (size_t i = 0; i < v.rank; ++i) fits = fits && checked_mul(bytes, v.shape[i], bytes);
-    if (!fits || bytes != end - begin) fail(DUET_E_FORMAT, "{}: tensor {} of {} {} does not take the {} bytes of its data_offsets {} to {}", file_, quoted, dtype_name(v.dtype), v.shape_text(), end - begin, begin, end);
+    if (!fits || bytes != end - begin)
+      fail(DUET_E_FORMAT, "{}: tensor {} of {} {} does not take the {} bytes of its data_offsets {} to {}", file_, quoted, dtype_name(v.dtype), v.shape_text(),
+           end - begin, begin, end);
     v.storage = data_.subspan(begin, bytes);
     v.set_row_major();
     directory_.views.push_back(std::move(v));
@@ -112,23 +115,29 @@ class SafetensorsReader {
   void check_names() const {
     const auto by_name = order([](const View& a, const View& b) { return a.name < b.name; });
     for (size_t i = 1; i < by_name.size(); ++i)
-      if (const View& v = directory_.views[by_name[i]]; v.name == directory_.views[by_name[i - 1]].name) fail(DUET_E_FORMAT, "{}: tensor {} stands twice in the header", file_, printable(v.name));
+      if (const View& v = directory_.views[by_name[i]]; v.name == directory_.views[by_name[i - 1]].name)
+        fail(DUET_E_FORMAT, "{}: tensor {} stands twice in the header", file_, printable(v.name));
   }
 
   void check_cover() const {
     const uint64_t base = 8 + json_.size();
     uint64_t expected = 0;
-    for (const uint32_t i : order([](const View& a, const View& b) { return std::pair(a.storage.data(), a.storage.size()) < std::pair(b.storage.data(), b.storage.size()); })) {
+    for (const uint32_t i :
+         order([](const View&a, const View&b) { return std::pair(a.storage.data(), a.storage.size()) < std::pair(b.storage.data(), b.storage.size()); })) {
       const View& v = directory_.views[i];
       const auto begin = static_cast<uint64_t>(v.storage.data() - data_.data());
-      if (begin < expected) fail(DUET_E_FORMAT, "{}: tensor {} at byte {} overlaps the one before it, which ends at byte {}", file_, printable(v.name), base + begin, base + expected);
-      if (begin > expected) fail(DUET_E_FORMAT, "{}: the {} bytes at byte {}, before tensor {}, belong to no tensor", file_, begin - expected, base + expected, printable(v.name));
+      if (begin < expected)
+        fail(DUET_E_FORMAT, "{}: tensor {} at byte {} overlaps the one before it, which ends at byte {}", file_, printable(v.name), base + begin,
+             base + expected);
+      if (begin > expected)
+        fail(DUET_E_FORMAT, "{}: the {} bytes at byte {}, before tensor {}, belong to no tensor", file_, begin - expected, base + expected, printable(v.name));
       expected = begin + v.storage.size();
     }
-    if (expected != data_.size()) fail(DUET_E_FORMAT, "{}: the {} bytes at byte {}, after the last tensor, belong to no tensor", file_, data_.size() - expected, base + expected);
+    if (expected != data_.size())
+      fail(DUET_E_FORMAT, "{}: the {} bytes at byte {}, after the last tensor, belong to no tensor", file_, data_.size() - expected, base + expected);
   }
 
-  Bytes bytes_, data_;
+  Bytes data_;
   std::string file_;
   JsonReader json_;
   Directory directory_;

@@ -36,7 +36,6 @@ struct Directory {
   std::deque<View> views;
   std::map<std::string, std::string> metadata;
   float gn_eps = 64e-5f;
-  uint64_t file_bytes = 0;                         // of all files: no honest file needs more memory for rearranged tensors
   std::function<void(const View&)> check_storage;  // compares the checksum of the view's storage; empty if the container has none
 };
 

@@ -34,7 +34,8 @@ std::string header_of(const std::vector<TensorToWrite>& tensors, const std::map<
     for (const uint64_t d : t.shape) shape += fmt::format("{}{}", shape.empty() ? "" : ",", d);
     uint64_t end = 0;
     if (!checked_add(offset, bytes_of(t), end)) fail(DUET_E_INVALID, "tensor {}: more bytes than can be counted", printable(t.name));
-    out += fmt::format("{}{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}", comma(), json_quote(t.name), dtype_name(t.dtype), shape, offset, end);
+    out +=
+        fmt::format("{}{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}", comma(), json_quote(t.name), dtype_name(t.dtype), shape, offset, end);
     offset = end;
   }
   out += "}";

@@ -72,7 +72,8 @@ Zip::Central Zip::end_records() const {
     fail(DUET_E_FORMAT, "{}: no zip end record at byte {}; the archive is cut short or bytes were added after it", file_, end);
   const uint16_t disk = r.u16("disk"), central_disk = r.u16("disk"), count_here = r.u16("entry count"), count16 = r.u16("entry count");
   const uint32_t size32 = r.u32("directory size"), offset32 = r.u32("directory offset");
-  if (const uint16_t comment = r.u16("comment length"); comment != 0) fail(DUET_E_FORMAT, "{}: the zip end record at byte {} announces a comment of {} bytes, but the file ends there", file_, end, comment);
+  if (const uint16_t comment = r.u16("comment length"); comment != 0)
+    fail(DUET_E_FORMAT, "{}: the zip end record at byte {} announces a comment of {} bytes, but the file ends there", file_, end, comment);
 
   Central c{offset32, size32, count16};
   uint64_t directory_end = end;
@@ -88,17 +89,18 @@ Zip::Central Zip::end_records() const {
       fail(DUET_E_FORMAT, "{}: the zip64 locator at byte {} points to byte {}, not to the {} bytes before itself", file_, locator, end64, kEnd64Bytes);
     if (const uint32_t total = l.u32("number of disks"); total > 1) disks |= total;
     ByteReader e(bytes_.subspan(end64), file_, end64);
-    if (e.u32("zip64 end record") != kEnd64 || e.u64("zip64 end record's size") != kEnd64Bytes - 12) fail(DUET_E_FORMAT, "{}: no zip64 end record of {} bytes at byte {}", file_, kEnd64Bytes, end64);
+    if (e.u32("zip64 end record") != kEnd64 || e.u64("zip64 end record's size") != kEnd64Bytes - 12)
+      fail(DUET_E_FORMAT, "{}: no zip64 end record of {} bytes at byte {}", file_, kEnd64Bytes, end64);
     e.skip(4, "versions");
     disks |= e.u32("disk") | e.u32("disk");
     const uint64_t count_here64 = e.u64("entry count");
-    const Central c64{.offset = 0, .size = 0, .count = e.u64("entry count")};
-    c.count = c64.count;
+    c.count = e.u64("entry count");
     c.size = e.u64("directory size");
     c.offset = e.u64("directory offset");
     disks |= count_here64 ^ c.count;
     if ((count16 != kFull16 && count16 != c.count) || (size32 != kFull32 && size32 != c.size) || (offset32 != kFull32 && offset32 != c.offset))
-      fail(DUET_E_FORMAT, "{}: the zip end records at bytes {} and {} differ ({} and {} entries, directory at {} and {})", file_, end64, end, c.count, count16, c.offset, offset32);
+      fail(DUET_E_FORMAT, "{}: the zip end records at bytes {} and {} differ ({} and {} entries, directory at {} and {})", file_, end64, end, c.count, count16,
+           c.offset, offset32);
     directory_end = end64;
   } else if (count16 == kFull16 || size32 == kFull32 || offset32 == kFull32) {
     fail(DUET_E_FORMAT, "{}: the zip end record at byte {} refers to a zip64 record, but there is none", file_, end);
@@ -108,7 +110,8 @@ Zip::Central Zip::end_records() const {
   if (!checked_add(c.offset, c.size, stop) || stop != directory_end)
     fail(DUET_E_FORMAT, "{}: the zip directory lies at bytes {} to {}+{}, but must end at byte {}", file_, c.offset, c.offset, c.size, directory_end);
   if (c.count > kMaxEntries) fail(DUET_E_LIMIT, "{}: {} zip entries, more than the {} allowed", file_, c.count, kMaxEntries);
-  if (c.count > c.size / kCentralBytes) fail(DUET_E_FORMAT, "{}: {} zip entries cannot stand in a directory of {} bytes at byte {}", file_, c.count, c.size, c.offset);
+  if (c.count > c.size / kCentralBytes)
+    fail(DUET_E_FORMAT, "{}: {} zip entries cannot stand in a directory of {} bytes at byte {}", file_, c.count, c.size, c.offset);
   return c;
 }
 
@@ -142,11 +145,15 @@ void Zip::read_central(const Central& central) {
     if (e.size == kFull32) e.size = z->u64("size");
     if (stored == kFull32) stored = z->u64("stored size");
     if (e.header == kFull32) e.header = z->u64("offset");
-    if (e.header >= central.offset) fail(DUET_E_FORMAT, "{}: entry {} at byte {} would begin at byte {}, beyond the {} bytes of entries", file_, name, at, e.header, central.offset);
+    if (e.header >= central.offset)
+      fail(DUET_E_FORMAT, "{}: entry {} at byte {} would begin at byte {}, beyond the {} bytes of entries", file_, name, at, e.header, central.offset);
 
     if (e.flags & kEncrypted) fail(DUET_E_UNSUPPORTED, "{}: entry {} at byte {} is encrypted", file_, name, at);
-    if (method != 0) fail(DUET_E_UNSUPPORTED, "{}: entry {} at byte {} is compressed ({}, method {}); weights are read in place, so repack it stored", file_, name, at, method_name(method), method);
-    if (e.flags & ~(kHasDescriptor | kUtf8)) fail(DUET_E_UNSUPPORTED, "{}: entry {} at byte {} has flags {:#06x}, of which only {:#06x} are known", file_, name, at, e.flags, kHasDescriptor | kUtf8);
+    if (method != 0)
+      fail(DUET_E_UNSUPPORTED, "{}: entry {} at byte {} is compressed ({}, method {}); weights are read in place, so repack it stored", file_, name, at,
+           method_name(method), method);
+    if (e.flags & ~(kHasDescriptor | kUtf8))
+      fail(DUET_E_UNSUPPORTED, "{}: entry {} at byte {} has flags {:#06x}, of which only {:#06x} are known", file_, name, at, e.flags, kHasDescriptor | kUtf8);
     if (disk != 0) fail(DUET_E_UNSUPPORTED, "{}: entry {} at byte {} lies in part {} of an archive in several parts", file_, name, at, disk);
     if (stored != e.size) fail(DUET_E_FORMAT, "{}: entry {} at byte {} is stored, yet its sizes {} and {} differ", file_, name, at, stored, e.size);
     entries_.push_back(e);
@@ -167,7 +174,8 @@ void Zip::check_local(ZipEntry& e, uint64_t next) const {
   ByteReader r(bytes_.subspan(e.header), file_, e.header);
   if (r.u32("zip entry") != kLocal) fail(DUET_E_FORMAT, "{}: entry {} does not begin at byte {}", file_, name, e.header);
   const auto same = [&](const char* what, uint64_t local, uint64_t central) {
-    if (local != central) fail(DUET_E_FORMAT, "{}: entry {} at byte {}: {} is {} in its header but {} in the directory", file_, name, e.header, what, local, central);
+    if (local != central)
+      fail(DUET_E_FORMAT, "{}: entry {} at byte {}: {} is {} in its header but {} in the directory", file_, name, e.header, what, local, central);
   };
   r.skip(2, "version");
   same("flags", r.u16("flags"), e.flags);
@@ -188,7 +196,9 @@ void Zip::check_local(ZipEntry& e, uint64_t next) const {
   if (!late || stored != 0) same("stored size", stored, e.size);
 
   e.data = r.offset();
-  if (next < e.data || next - e.data < e.size) fail(DUET_E_FORMAT, "{}: entry {} at byte {} has {} bytes from byte {} on and overlaps what begins at byte {}", file_, name, e.header, e.size, e.data, next);
+  if (next < e.data || next - e.data < e.size)
+    fail(DUET_E_FORMAT, "{}: entry {} at byte {} has {} bytes from byte {} on and overlaps what begins at byte {}", file_, name, e.header, e.size, e.data,
+         next);
   check_descriptor(e, next - e.data - e.size);
 }
 
@@ -196,16 +206,21 @@ void Zip::check_local(ZipEntry& e, uint64_t next) const {
 void Zip::check_descriptor(const ZipEntry& e, uint64_t gap) const {
   const uint64_t at = e.data + e.size;
   if (gap == 0 && (!(e.flags & kHasDescriptor) || e.size == 0)) return;
-  if (!(e.flags & kHasDescriptor) || (gap != 16 && gap != 24)) fail(DUET_E_FORMAT, "{}: {} bytes at byte {}, after entry {}, belong to no zip entry", file_, gap, at, printable(e.name));
+  if (!(e.flags & kHasDescriptor) || (gap != 16 && gap != 24))
+    fail(DUET_E_FORMAT, "{}: {} bytes at byte {}, after entry {}, belong to no zip entry", file_, gap, at, printable(e.name));
   ByteReader r(bytes_.subspan(at, gap), file_, at);
-  const bool ok = r.u32("descriptor") == kDescriptor && r.u32("checksum") == e.crc && (gap == 24 ? r.u64("size") : r.u32("size")) == e.size && (gap == 24 ? r.u64("size") : r.u32("size")) == e.size;
-  if (!ok) fail(DUET_E_FORMAT, "{}: the descriptor at byte {} of entry {} differs from the directory (checksum {:08x}, {} bytes)", file_, at, printable(e.name), e.crc, e.size);
+  const bool ok = r.u32("descriptor") == kDescriptor && r.u32("checksum") == e.crc && (gap == 24 ? r.u64("size") : r.u32("size")) == e.size &&
+                  (gap == 24 ? r.u64("size") : r.u32("size")) == e.size;
+  if (!ok)
+    fail(DUET_E_FORMAT, "{}: the descriptor at byte {} of entry {} differs from the directory (checksum {:08x}, {} bytes)", file_, at, printable(e.name), e.crc,
+         e.size);
 }
 
 void Zip::sort_by_name() {
   std::sort(entries_.begin(), entries_.end(), [](const ZipEntry& a, const ZipEntry& b) { return a.name < b.name; });
   const auto twice = std::adjacent_find(entries_.begin(), entries_.end(), [](const ZipEntry& a, const ZipEntry& b) { return a.name == b.name; });
-  if (twice != entries_.end()) fail(DUET_E_FORMAT, "{}: two zip entries are named {}, at bytes {} and {}", file_, printable(twice->name), twice->header, twice[1].header);
+  if (twice != entries_.end())
+    fail(DUET_E_FORMAT, "{}: two zip entries are named {}, at bytes {} and {}", file_, printable(twice->name), twice->header, twice[1].header);
 }
 
 const ZipEntry* Zip::find(std::string_view name) const {
@@ -215,7 +230,8 @@ const ZipEntry* Zip::find(std::string_view name) const {
 
 void Zip::check_crc(const ZipEntry& e) const {
   const uint32_t found = crc32(data(e));
-  if (found != e.crc) fail(DUET_E_FORMAT, "{}: entry {} at byte {} is damaged: checksum {:08x}, expected {:08x}", file_, printable(e.name), e.data, found, e.crc);
+  if (found != e.crc)
+    fail(DUET_E_FORMAT, "{}: entry {} at byte {} is damaged: checksum {:08x}, expected {:08x}", file_, printable(e.name), e.data, found, e.crc);
 }
 
 }  // namespace duet

@@ -1,5 +1,5 @@
 // QR by Cholesky: A^T A = R^T R with a positive diagonal of R gives Q = A R^-1, in two large products that threads share.
-// It squares the condition number, so it is repeated until R is balanced: once for tall normal matrices, twice for square
+// It squares the condition number, so it is repeated until R is balanced: one pass for tall normal matrices, two for square
 // ones. All arithmetic is f64; a tiny shift keeps the first factorisation of an almost singular matrix possible.
 #include "model/orthogonal.h"
 
@@ -12,6 +12,7 @@ namespace duet {
 namespace {
 
 constexpr uint64_t kStrip = 4, kPanel = 128;  // a tile of results is 4 by 4; rows of A that are packed at once
+constexpr uint64_t kBlock = 16;                // rows that stay in the cache together
 constexpr double kShift = 1e-10, kBalanced = 8;
 
 using Matrix = std::vector<double>;  // row-major
@@ -56,31 +57,38 @@ Matrix gram(const float* a, uint64_t rows, uint64_t n) {
 double factorise(Matrix& g, uint64_t n) {
   double scale = 0, largest = 0, smallest = HUGE_VAL;
   for (uint64_t i = 0; i < n; ++i) scale = std::max(scale, g[i * n + i]);
-  for (uint64_t k = 0; k < n; ++k) {
-    const double pivot = std::sqrt(g[k * n + k] + kShift * scale);
-    if (!(pivot > 0 && pivot < HUGE_VAL)) fail(DUET_E_NUMERIC, "orthogonal initialisation: the random matrix has no full rank; choose another seed");
-    largest = std::max(largest, pivot);
-    smallest = std::min(smallest, pivot);
-    g[k * n + k] = pivot;
-    for (uint64_t j = k + 1; j < n; ++j) g[k * n + j] /= pivot;
-    for (uint64_t i = k + 1; i < n; ++i) {
-      const double factor = g[k * n + i];
-      for (uint64_t j = i; j < n; ++j) g[i * n + j] -= factor * g[k * n + j];
+  for (uint64_t block = 0; block < n; block += kBlock)
+    for (uint64_t i = block; i < n; ++i) {
+      double* row = &g[i * n];
+      for (uint64_t k = block; k < std::min(i, block + kBlock); ++k) {
+        const double* above = &g[k * n];
+        const double factor = above[i];
+        for (uint64_t j = i; j < n; ++j) row[j] -= factor * above[j];
+      }
+      if (i >= block + kBlock) continue;
+      const double pivot = std::sqrt(row[i] + kShift * scale);
+      if (!(pivot > 0 && pivot < HUGE_VAL)) fail(DUET_E_NUMERIC, "orthogonal initialisation: the random matrix has no full rank; choose another seed");
+      largest = std::max(largest, pivot);
+      smallest = std::min(smallest, pivot);
+      row[i] = pivot;
+      for (uint64_t j = i + 1; j < n; ++j) row[j] /= pivot;
     }
-  }
   return largest / smallest;
 }
 
-// R^-1 of the upper triangle, zeros below
+// R^-1 of the upper triangle, zeros below: rows u of u R = 1
 Matrix inverse(const Matrix& r, uint64_t n) {
   Matrix out(n * n);
-  for (uint64_t i = n; i-- > 0;) {
-    double* row = &out[i * n];
-    for (uint64_t k = i + 1; k < n; ++k)
-      for (uint64_t j = k; j < n; ++j) row[j] -= r[i * n + k] * out[k * n + j];
-    for (uint64_t j = i + 1; j < n; ++j) row[j] /= r[i * n + i];
-    row[i] = 1 / r[i * n + i];
-  }
+  in_slices(n, kBlock, [&](uint64_t begin, uint64_t end) {
+    for (uint64_t block = begin; block < end; block += kBlock)
+      for (uint64_t k = block; k < n; ++k)
+        for (uint64_t i = block; i < std::min({k + 1, end, block + kBlock}); ++i) {
+          double* row = &out[i * n];
+          const double* below = &r[k * n];
+          const double factor = row[k] = (row[k] + (i == k)) / below[k];
+          for (uint64_t j = k + 1; j < n; ++j) row[j] -= factor * below[j];
+        }
+  });
   return out;
 }
 

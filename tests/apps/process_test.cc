@@ -7,13 +7,12 @@
 using namespace command;
 
 namespace {
-const Words kEndless = {"generate", "--prompt", "Once", "--max-tokens", "100000000", "--temperature", "1", "--stop", "\x01never"};
-// Sampling token 0 would end the text on its own: these seeds' texts are long enough to be interrupted.
+const Words kLong = {"generate", "--prompt", "Once", "--max-tokens", "100000000", "--seed", "3"};
 }  // namespace
 
 TEST_CASE("an interruption ends the program at once with 130, and what was written stays") {
   for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
-    Running program(kEndless);
+    Running program(kLong);
     const std::string begin = program.read_some();
     CHECK_FALSE(begin.empty());
     program.signal(number);
@@ -32,11 +31,11 @@ TEST_CASE("an interruption while loading or measuring ends the program with 130"
   const Result r = program.wait();
   CHECK(r.code == 130);
   CHECK_FALSE(r.died);
-  CHECK(r.seconds < 1.2);
+  CHECK(r.seconds < 1.5);  // a pass that cannot be stopped is given up after 0.8 s
 }
 
 TEST_CASE("two interruptions end the program") {
-  Running program(kEndless);
+  Running program(kLong);
   CHECK_FALSE(program.read_some().empty());
   program.signal(SIGINT);
   program.signal(SIGINT);
@@ -46,7 +45,7 @@ TEST_CASE("two interruptions end the program") {
 }
 
 TEST_CASE("a reader that goes away ends the program quietly") {
-  Running program(kEndless);
+  Running program(kLong);
   CHECK_FALSE(program.read_some().empty());
   program.close_out();
   const Result r = program.wait();

@@ -14,7 +14,7 @@ using namespace api;
 namespace {
 
 struct World {
-  Library lib = library(1);
+  Library lib = library(2);
   Model m = load(lib, golden::path("tiny.pth"), "reference");
   State s = state(m, 2);
   Session x = session(m, DUET_MODE_AUTO);
@@ -387,8 +387,11 @@ TEST_CASE("a forked child is told to make its own library") {
   const pid_t child = ::fork();
   REQUIRE(child >= 0);
   if (child == 0) {
+    ::alarm(20);  // a hang is a failure
     auto b = DUET_INIT(duet_batch);
-    ::_exit(duet_forward(w.x.get(), w.s.get(), &b) == DUET_E_DEVICE ? 0 : 1);
+    const bool told = duet_forward(w.x.get(), w.s.get(), &b) == DUET_E_DEVICE;
+    w.p.reset(), w.t.reset(), w.x.reset(), w.s.reset(), w.m.reset(), w.lib.reset();  // frees still work
+    ::_exit(told ? 0 : 1);
   }
   int status = 1;
   ::waitpid(child, &status, 0);

@@ -10,7 +10,8 @@ std::string small_pth(bool like_torch) {
   ZipBuilder z;
   z.descriptors = z.zip64_end = like_torch;
   z.alignment = like_torch ? 64 : 1;
-  return pth_of(pickle_of({{.name = "emb.weight", .elements = 6, .shape = {2, 3}, .stride = {3, 1}}, {.name = "b", .type = "HalfStorage", .key = "1", .elements = 4, .offset = 1, .shape = {2, 1}, .stride = {2, 1}}}),
+  return pth_of(pickle_of({{.name = "emb.weight", .elements = 6, .shape = {2, 3}, .stride = {3, 1}},
+                           {.name = "b", .type = "HalfStorage", .key = "1", .elements = 4, .offset = 1, .shape = {2, 1}, .stride = {2, 1}}}),
                 {std::string(24, '\x5a'), std::string(8, '\x5b')}, z);
 }
 

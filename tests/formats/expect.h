@@ -38,7 +38,9 @@ void expect_error(duet_status code, const std::vector<std::string>& words, F&& f
   FAIL_CHECK("no error was raised");
 }
 
-inline Checkpoint parse(std::string_view file, const OpenOptions& options = {}) { return Checkpoint::parse(as_bytes(file), "file", Log(nullptr, nullptr, DUET_LOG_OFF), options); }
+inline Checkpoint parse(std::string_view file, const OpenOptions& options = {}) {
+  return Checkpoint::parse(as_bytes(file), "file", Log(nullptr, nullptr, DUET_LOG_OFF), options);
+}
 
 inline void refused(std::string_view file, duet_status code, const std::vector<std::string>& words) {
   std::vector<std::string> all = words;

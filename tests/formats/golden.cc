@@ -33,7 +33,9 @@ std::vector<float> floats(const Tensor& t) {
   return out;
 }
 
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) { return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0; }
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
 
 bool unused(const std::string& name) { return name.starts_with("blocks.0.att.v") && name.size() == 15; }  // v0, v1, v2 of layer 0
 

@@ -26,7 +26,8 @@ std::string file_of(const std::vector<Named>& named) {
   return out;
 }
 
-const std::string kConfig = R"("model_type": "rwkv7", "hidden_size": 8, "vocab_size": 4, "num_hidden_layers": 1, "head_dim": 4, "norm_eps": 1e-5, "value_dim": [8], "attn": null)";
+const std::string kConfig =
+    R"("model_type": "rwkv7", "hidden_size": 8, "vocab_size": 4, "num_hidden_layers": 1, "head_dim": 4, "norm_eps": 1e-5, "value_dim": [8], "attn": null)";
 
 // A folder with a model of one layer; `config` replaces the inside of config.json.
 struct Model : Folder {
@@ -48,7 +49,8 @@ struct Sharded : Folder {
   Checkpoint open() const { return Checkpoint::open(path(), Log(nullptr, nullptr, DUET_LOG_OFF)); }
 };
 
-const std::string kFirst = R"("model.embeddings.weight": "one.safetensors", "model.layers.0.attn.w_lora.lora.0.weight": "one.safetensors")", kSecond = R"("lm_head.weight": "two.safetensors")";
+const std::string kFirst = R"("model.embeddings.weight": "one.safetensors", "model.layers.0.attn.w_lora.lora.0.weight": "one.safetensors")",
+                  kSecond = R"("lm_head.weight": "two.safetensors")";
 
 void config_refused(const std::string& more, duet_status code, const std::vector<std::string>& words) {
   INFO(more);
@@ -102,7 +104,8 @@ TEST_CASE("hugging face: other architectures (B-W32)") {
 TEST_CASE("hugging face: configurations that are wrong") {
   config_refused(but("\"rwkv7\"", "7"), DUET_E_FORMAT, {"model_type"});
   config_refused(but("\"head_dim\": 4", "\"head_dim\": \"4\""), DUET_E_FORMAT, {"head_dim"});
-  for (const char* v : {"0", "-1", "1.5", "1e30", "true"}) config_refused(but("\"vocab_size\": 4", std::string("\"vocab_size\": ") + v), DUET_E_FORMAT, {"vocab_size"});
+  for (const char* v : {"0", "-1", "1.5", "1e30", "true"})
+    config_refused(but("\"vocab_size\": 4", std::string("\"vocab_size\": ") + v), DUET_E_FORMAT, {"vocab_size"});
   for (const char* v : {"\"x\"", "0", "-1e-5", "1e300"}) config_refused(but("1e-5", v), DUET_E_FORMAT, {"norm_eps"});
   config_refused(kConfig + R"(, "norm_first": 1)", DUET_E_FORMAT, {"norm_first"});
   config_refused(but("\"vocab_size\": 4", "\"vocab_size\": 5"), DUET_E_FORMAT, {"vocab_size is 5", "emb.weight is [4, 8]"});
@@ -145,7 +148,8 @@ TEST_CASE("hugging face: shards (B-W28)") {
   bad(kFirst + R"(, "lm_head.weight": 2)", DUET_E_FORMAT, {"lm_head.weight"});
   bad(kFirst + "," + kSecond + R"(, "model.norm.weight": "two.safetensors")", DUET_E_FORMAT, {"model.norm.weight", "two.safetensors", "not in shard"});
   bad(kFirst + R"(, "model.norm.weight": "two.safetensors")", DUET_E_FORMAT, {"two.safetensors", "lm_head.weight", "does not list"});
-  bad(kFirst + R"(, "lm_head.weight": "one.safetensors", "model.norm.weight": "two.safetensors")", DUET_E_FORMAT, {"lm_head.weight", "two.safetensors", "places in one.safetensors"});
+  bad(kFirst + R"(, "lm_head.weight": "one.safetensors", "model.norm.weight": "two.safetensors")", DUET_E_FORMAT,
+      {"lm_head.weight", "two.safetensors", "places in one.safetensors"});
   bad(kFirst + "," + kFirst + "," + kSecond, DUET_E_FORMAT, {"index.json", "twice"});
   bad(kFirst + R"(, "lm_head.weight": "model.safetensors.index.json")", DUET_E_FORMAT, {"model.safetensors.index.json"});  // a cycle
   bad(kFirst + R"(, "lm_head.weight": "config.json")", DUET_E_FORMAT, {"config.json"});

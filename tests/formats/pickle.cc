@@ -1,8 +1,9 @@
 // Pickles that are hostile, damaged or simply something else.
+#include "formats/pickle.h"
+
 #include <chrono>
 
 #include "expect.h"
-#include "formats/pickle.h"
 #include "pickle_builder.h"
 
 namespace duet {
@@ -33,8 +34,22 @@ void survives(const std::string& bytes) {
 }  // namespace
 
 TEST_CASE("pickle: all kinds of values") {
-  const std::string bytes = pickle().raw("(N\x88\x89").integer(-5).raw("J\xfe\xff\xff\xff").raw("K\x07M\x01\x02").raw("\x8a").raw(std::string(1, '\0')).raw("G\x40\x09\x21\xfb\x54\x44\x2d\x18")
-                                .text("x").raw("\x8c\x02yz").raw("U\x01w").raw(")]}").raw("(K\x01K\x02l(K\x01K\x02" "dt.").bytes;
+  const std::string bytes = pickle()
+                                .raw("(N\x88\x89")
+                                .integer(-5)
+                                .raw("J\xfe\xff\xff\xff")
+                                .raw("K\x07M\x01\x02")
+                                .raw("\x8a")
+                                .raw(std::string(1, '\0'))
+                                .raw("G\x40\x09\x21\xfb\x54\x44\x2d\x18")
+                                .text("x")
+                                .raw("\x8c\x02yz")
+                                .raw("U\x01w")
+                                .raw(")]}")
+                                .raw(
+                                    "(K\x01K\x02l(K\x01K\x02"
+                                    "dt.")
+                                .bytes;
   const Pickle p(as_bytes(bytes), "file", 0, kMemory);
   using K = Pickle::Kind;
   std::vector<K> kinds;
@@ -46,18 +61,25 @@ TEST_CASE("pickle: all kinds of values") {
     if (p.kind(r) == K::integer) integers.push_back(p.integer(r));
     if (p.kind(r) == K::text) texts += p.text(r);
   });
-  CHECK(kinds == std::vector<K>{K::none, K::boolean, K::boolean, K::integer, K::integer, K::integer, K::integer, K::integer, K::real, K::text, K::text, K::text, K::tuple, K::list, K::dict, K::list, K::dict});
+  CHECK(kinds == std::vector<K>{K::none, K::boolean, K::boolean, K::integer, K::integer, K::integer, K::integer, K::integer, K::real, K::text, K::text, K::text,
+                                K::tuple, K::list, K::dict, K::list, K::dict});
   CHECK(integers == std::vector<int64_t>{-5, -2, 7, 513, 0});
   CHECK(texts == "xyzw");
   CHECK(p.count(p.item(p.top(), 15)) == 2);
 }
 
 TEST_CASE("pickle: protocols 2 to 5, frames, memo and stack opcodes") {
-  const std::string framed = std::string("\x80\x04\x95", 3) + little(4, 8) + "}\x94" "0h" + std::string("\0.", 2);
+  const std::string framed = std::string("\x80\x04\x95", 3) + little(4, 8) +
+                             "}\x94"
+                             "0h" +
+                             std::string("\0.", 2);
   run(framed);
-  run(pickle().raw("}q\x05(00h\x05.").bytes);             // POP removes a mark, too
-  run(pickle().raw("}(NNN1.").bytes);                     // POP_MARK
-  run(pickle().raw("]N2\x86" "a.").bytes);                // DUP
+  run(pickle().raw("}q\x05(00h\x05.").bytes);  // POP removes a mark, too
+  run(pickle().raw("}(NNN1.").bytes);          // POP_MARK
+  run(pickle()
+          .raw("]N2\x86"
+               "a.")
+          .bytes);  // DUP
   run(pickle().raw("}r").raw(little(256, 4)).raw("0j").raw(little(256, 4)).raw(".").bytes);
   run(pickle().text("collections").text("OrderedDict").raw("\x93)R}b.").bytes);
   for (const char protocol : {'\0', '\1', '\6', '\xff'}) bad(pickle().raw("\x80").raw(std::string(1, protocol)), {"protocol"}, DUET_E_UNSUPPORTED);
@@ -70,9 +92,11 @@ TEST_CASE("pickle: globals other than those of tensors are refused and nothing r
   const std::string attack = pickle().global("posix", "system").raw("(").text("touch " + canary).raw("tR.").bytes;
   bad(pickle().global("posix", "system").raw("(").text("touch " + canary).raw("tR."), {"global posix.system not allowed at byte 1002"});
   refused(pth_of(attack, {}), DUET_E_FORMAT, {"archive/data.pkl", "global posix.system not allowed at byte 66"});
-  refused(pth_of(pickle().text("os").text("system").raw("\x93(").text("touch " + canary).raw("tR.").bytes, {}), DUET_E_FORMAT, {"global os.system not allowed"});
+  refused(pth_of(pickle().text("os").text("system").raw("\x93(").text("touch " + canary).raw("tR.").bytes, {}), DUET_E_FORMAT,
+          {"global os.system not allowed"});
   CHECK_FALSE(std::filesystem::exists(canary));
-  for (const char* name : {"builtins\neval\n", "torch\nload\n", "torch._utils\n_rebuild_tensor\n", "collections\nordereddict\n", "numpy.core.multiarray\n_reconstruct\n", "__builtin__\ngetattr\n"})
+  for (const char* name : {"builtins\neval\n", "torch\nload\n", "torch._utils\n_rebuild_tensor\n", "collections\nordereddict\n",
+                           "numpy.core.multiarray\n_reconstruct\n", "__builtin__\ngetattr\n"})
     bad(pickle().raw("c").raw(name), {"not allowed"});
   bad(pickle().global("torch", "ComplexFloatStorage"), {"torch.ComplexFloatStorage"}, DUET_E_UNSUPPORTED);
   bad(pickle().raw("c").raw(std::string(1000, 'x')), {"without an end"});
@@ -96,7 +120,10 @@ TEST_CASE("pickle: every opcode, alone and after every prefix of a real pickle (
 TEST_CASE("pickle: billion laughs cost nothing (B-W19)") {
   for (const int levels : {34, 200}) {
     PickleBuilder p;
-    p.raw(")q").raw(std::string("\0" "0", 2));
+    p.raw(")q").raw(
+        std::string("\0"
+                    "0",
+                    2));
     for (int i = 0; i < levels; ++i) {
       const std::string get = "h" + std::string(1, static_cast<char>(i));
       p.raw(get + get + "\x86q" + std::string(1, static_cast<char>(i + 1)) + "0");
@@ -134,7 +161,9 @@ TEST_CASE("pickle: operands of the wrong kind, or missing (B-W21)") {
   bad(pickle().raw("}Na"), {"APPEND to a dict"});
   bad(pickle().raw(")(Ne"), {"APPENDS to a tuple"});
   bad(pickle().raw("K\x01}b"), {"BUILD on an integer"});
-  bad(pickle().raw("}K\x01" "b"), {"BUILD with an integer"});
+  bad(pickle().raw("}K\x01"
+                   "b"),
+      {"BUILD with an integer"});
   bad(pickle().raw("NNR"), {"REDUCE with None"});
   bad(pickle().raw("N)R"), {"REDUCE of None"});
   bad(pickle().global("collections", "OrderedDict").raw("]\x85R"), {"OrderedDict with 1"});
@@ -142,10 +171,14 @@ TEST_CASE("pickle: operands of the wrong kind, or missing (B-W21)") {
   bad(pickle().global("torch._utils", "_rebuild_tensor_v2").raw(")R"), {"_rebuild_tensor_v2 with 0"});
   bad(pickle().global("torch._utils", "_rebuild_parameter").raw("NNN\x87R"), {"_rebuild_parameter of None"});
   bad(pickle().global("torch._utils", "_rebuild_parameter").raw("N\x85R"), {"_rebuild_parameter with 1"});
-  const auto rebuild = [](const char* arguments) { return pickle().global("torch._utils", "_rebuild_tensor_v2").raw("(").storage("FloatStorage", "0", 1).raw(arguments).raw("\x89NtR"); };
+  const auto rebuild = [](const char* arguments) {
+    return pickle().global("torch._utils", "_rebuild_tensor_v2").raw("(").storage("FloatStorage", "0", 1).raw(arguments).raw("\x89NtR");
+  };
   run(rebuild("K\x01))").raw(".").bytes);
   bad(rebuild("N))"), {"an offset that is None"});
-  bad(rebuild("K\x01" "])"), {"a shape that is a list"});
+  bad(rebuild("K\x01"
+              "])"),
+      {"a shape that is a list"});
   bad(rebuild("K\x01)]"), {"strides that are a list"});
   bad(rebuild("K\x01N\x85)"), {"a dimension that is None"});
   bad(rebuild("K\x01K\x01\x85N\x85"), {"a stride that is None"});
@@ -170,7 +203,9 @@ TEST_CASE("pickle: operands of the wrong kind, or missing (B-W21)") {
   bad(pickle().raw("Nq\x07h\x06"), {"memo entry 6"});
   bad(pickle().raw("j").raw(little(0xffffffff, 4)), {"memo entry 4294967295"});
   bad(pickle().raw("\x8b").raw(little(2u << 30, 4)), {"2147483648"});
-  bad(pickle().raw("\x8a\x09" "123456789"), {"9 bytes"}, DUET_E_LIMIT);
+  bad(pickle().raw("\x8a\x09"
+                   "123456789"),
+      {"9 bytes"}, DUET_E_LIMIT);
   bad(pickle().raw("X").raw(little(0xffffffff, 4)), {"4294967295"});
   bad(pickle().raw("\x8d").raw(little(~uint64_t{0}, 8)), {"18446744073709551615"});
   bad(pickle().raw("i"), {"opcode 0x69"});

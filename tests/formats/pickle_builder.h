@@ -26,8 +26,17 @@ class PickleBuilder {
   }
   PickleBuilder& ordered_dict() { return global("collections", "OrderedDict").raw(")R"); }
   // The call of _rebuild_tensor_v2 around a storage
-  PickleBuilder& tensor(std::string_view type, std::string_view key, int64_t elements, int64_t offset, const std::vector<int64_t>& shape, const std::vector<int64_t>& stride) {
-    return global("torch._utils", "_rebuild_tensor_v2").raw("(").storage(type, key, elements).integer(offset).tuple(shape).tuple(stride).raw("\x89").ordered_dict().raw("tR");
+  PickleBuilder& tensor(std::string_view type, std::string_view key, int64_t elements, int64_t offset, const std::vector<int64_t>& shape,
+                        const std::vector<int64_t>& stride) {
+    return global("torch._utils", "_rebuild_tensor_v2")
+        .raw("(")
+        .storage(type, key, elements)
+        .integer(offset)
+        .tuple(shape)
+        .tuple(stride)
+        .raw("\x89")
+        .ordered_dict()
+        .raw("tR");
   }
 };
 

@@ -10,18 +10,21 @@ const std::string kEight = "abcdefgh";
 // This tensor over one storage of 8 bytes
 std::string one(const PthTensor& t) { return pth_of(pickle_of({t}), {kEight}); }
 
-std::string in_dict(const PickleBuilder& value) { return pth_of(PickleBuilder().raw("}").text("state_dict").raw(value.bytes.substr(2)).raw("s.").bytes, {kEight}); }
+std::string in_dict(const PickleBuilder& value) {
+  return pth_of(PickleBuilder().raw("}").text("state_dict").raw(value.bytes.substr(2)).raw("s.").bytes, {kEight});
+}
 
 }  // namespace
 
 TEST_CASE("pth: views are gathered, shared storages are not copied") {
-  const std::string file = pth_of(pickle_of({{.name = "whole", .type = "ByteStorage", .key = "0", .elements = 8, .shape = {2, 4}, .stride = {4, 1}},
-                                             {.name = "turned", .type = "ByteStorage", .key = "0", .elements = 8, .shape = {4, 2}, .stride = {1, 4}},
-                                             {.name = "every third", .type = "ByteStorage", .key = "0", .elements = 8, .offset = 1, .shape = {3, 1}, .stride = {3, 999}},
-                                             {.name = "scalar", .type = "ByteStorage", .key = "0", .elements = 8, .offset = 7, .shape = {}, .stride = {}},
-                                             {.name = "none", .type = "HalfStorage", .key = "0", .elements = 4, .offset = 4, .shape = {3, 0}, .stride = {1, 1}},
-                                             {.name = "cube", .type = "HalfStorage", .key = "0", .elements = 4, .shape = {2, 1, 2}, .stride = {1, 7, 2}}}),
-                                  {kEight});
+  const std::string file =
+      pth_of(pickle_of({{.name = "whole", .type = "ByteStorage", .key = "0", .elements = 8, .shape = {2, 4}, .stride = {4, 1}},
+                        {.name = "turned", .type = "ByteStorage", .key = "0", .elements = 8, .shape = {4, 2}, .stride = {1, 4}},
+                        {.name = "every third", .type = "ByteStorage", .key = "0", .elements = 8, .offset = 1, .shape = {3, 1}, .stride = {3, 999}},
+                        {.name = "scalar", .type = "ByteStorage", .key = "0", .elements = 8, .offset = 7, .shape = {}, .stride = {}},
+                        {.name = "none", .type = "HalfStorage", .key = "0", .elements = 4, .offset = 4, .shape = {3, 0}, .stride = {1, 1}},
+                        {.name = "cube", .type = "HalfStorage", .key = "0", .elements = 4, .shape = {2, 1, 2}, .stride = {1, 7, 2}}}),
+             {kEight});
   const Checkpoint c = parse(file, {.strict = true});
   CHECK(as_text(c.find("whole")->data) == "abcdefgh");
   CHECK(as_text(c.find("turned")->data) == "aebfcgdh");
@@ -34,8 +37,10 @@ TEST_CASE("pth: views are gathered, shared storages are not copied") {
 }
 
 TEST_CASE("pth: every dtype (B-W24)") {
-  const std::pair<const char*, DType> types[] = {{"DoubleStorage", DType::f64}, {"FloatStorage", DType::f32}, {"HalfStorage", DType::f16}, {"BFloat16Storage", DType::bf16}, {"LongStorage", DType::i64},
-                                                 {"IntStorage", DType::i32}, {"ShortStorage", DType::i16}, {"CharStorage", DType::i8}, {"ByteStorage", DType::u8}, {"BoolStorage", DType::boolean}};
+  const std::pair<const char*, DType> types[] = {{"DoubleStorage", DType::f64},    {"FloatStorage", DType::f32}, {"HalfStorage", DType::f16},
+                                                 {"BFloat16Storage", DType::bf16}, {"LongStorage", DType::i64},  {"IntStorage", DType::i32},
+                                                 {"ShortStorage", DType::i16},     {"CharStorage", DType::i8},   {"ByteStorage", DType::u8},
+                                                 {"BoolStorage", DType::boolean}};
   for (const auto& [name, dtype] : types) {
     const auto n = static_cast<int64_t>(8 / dtype_bytes(dtype));
     CHECK(parse(one({.type = name, .elements = n, .shape = {n}, .stride = {1}})).find("a")->dtype == dtype);
@@ -69,13 +74,17 @@ TEST_CASE("pth: tensors that do not fit their storage (B-W22)") {
   bad({.elements = 2, .shape = {int64_t{1} << 32, int64_t{1} << 32}, .stride = {1, 1}}, {"beyond"});
   bad({.elements = 2, .shape = {int64_t{1} << 62, 4, 0}, .stride = {1, 1, 1}}, {"beyond"});
   bad({.elements = 2, .shape = std::vector<int64_t>(64, 1), .stride = std::vector<int64_t>(64, 1)}, {"64 dimensions"}, DUET_E_LIMIT);
-  refused(pth_of(pickle_of({{.name = "a", .key = "1", .elements = 2, .shape = {2}, .stride = {1}}}), {kEight}), DUET_E_FORMAT, {"tensor a", "archive/data/1", "missing"});
+  refused(pth_of(pickle_of({{.name = "a", .key = "1", .elements = 2, .shape = {2}, .stride = {1}}}), {kEight}), DUET_E_FORMAT,
+          {"tensor a", "archive/data/1", "missing"});
   refused(pth_of(pickle_of({{.name = "a", .key = "../../x", .elements = 2, .shape = {2}, .stride = {1}}}), {kEight}), DUET_E_FORMAT, {"tensor a", "missing"});
-  refused(pth_of(pickle_of({{.name = "a", .key = std::string(1000, 'k'), .elements = 2, .shape = {2}, .stride = {1}}}), {kEight}), DUET_E_FORMAT, {"tensor a", "missing"});
+  refused(pth_of(pickle_of({{.name = "a", .key = std::string(1000, 'k'), .elements = 2, .shape = {2}, .stride = {1}}}), {kEight}), DUET_E_FORMAT,
+          {"tensor a", "missing"});
 }
 
 TEST_CASE("pth: names") {
-  const auto named = [](const std::string& name) { return pth_of(pickle_of({{.name = name, .key = "0", .elements = 2, .shape = {2}, .stride = {1}}}), {kEight}); };
+  const auto named = [](const std::string& name) {
+    return pth_of(pickle_of({{.name = name, .key = "0", .elements = 2, .shape = {2}, .stride = {1}}}), {kEight});
+  };
   refused(named(""), DUET_E_FORMAT, {"name"});
   refused(named("\xff"), DUET_E_FORMAT, {"\\xff"});
   refused(named("a\x1b[0m"), DUET_E_FORMAT, {"\\x1b"});
@@ -105,7 +114,17 @@ TEST_CASE("pth: nesting, and values that are no tensors") {
   CHECK(parse(in_dict(PickleBuilder().raw("}").text("a").raw(tensor).raw("s"))).find("a"));
   CHECK(parse(in_dict(PickleBuilder().raw(tensor))).find("state_dict"));
 
-  const std::string extra = pth_of(PickleBuilder().raw("}(").text("epoch").raw("K\x03").raw("K\x04" "N").text("a").raw(tensor).raw("u.").bytes, {kEight});
+  const std::string extra = pth_of(PickleBuilder()
+                                       .raw("}(")
+                                       .text("epoch")
+                                       .raw("K\x03")
+                                       .raw("K\x04"
+                                            "N")
+                                       .text("a")
+                                       .raw(tensor)
+                                       .raw("u.")
+                                       .bytes,
+                                   {kEight});
   Warnings w;
   CHECK(Checkpoint::parse(as_bytes(extra), "file", w.log).tensors().size() == 1);
   REQUIRE(w.texts.size() == 1);

@@ -67,7 +67,10 @@ TEST_CASE("other content is named for what it is (B-W4)") {
   refused(little(0x67676d66, 4) + little(101, 4) + std::string(20, '\0'), DUET_E_UNSUPPORTED, {"ggmf"});
   refused(std::string("\x80\x02\x8a\x0al\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.", 15), DUET_E_UNSUPPORTED, {"pickle", "PyTorch before 1.6"});
   refused("file.bin" + std::string(249, '\0') + "ustar  " + std::string(300, '\0'), DUET_E_UNSUPPORTED, {"tar archive"});
-  refused("\x7f" "ELF\x1b\n\xff\xfe 1234", DUET_E_FORMAT, {"neither", "\\x7fELF\\x1b\\x0a\\xff\\xfe"});
+  refused(
+      "\x7f"
+      "ELF\x1b\n\xff\xfe 1234",
+      DUET_E_FORMAT, {"neither", "\\x7fELF\\x1b\\x0a\\xff\\xfe"});
   refused(std::string(400, '\0'), DUET_E_FORMAT, {"neither"});
   refused("{\"not\": \"a configuration\"}", DUET_E_FORMAT, {"neither"});
   const Folder f;
@@ -78,7 +81,8 @@ TEST_CASE("other content is named for what it is (B-W4)") {
 TEST_CASE("content decides, a wrong suffix is worth a warning (B-W5)") {
   const Folder f;
   const std::string zip = pth();
-  for (const auto& [name, content, format] : {std::tuple("a.safetensors", zip, "pth"), std::tuple("b.SafeTensors", zip, "pth"), std::tuple("c.PTH", kSafetensors, "safetensors"), std::tuple("d.pt", kSafetensors, "safetensors")}) {
+  for (const auto& [name, content, format] : {std::tuple("a.safetensors", zip, "pth"), std::tuple("b.SafeTensors", zip, "pth"),
+                                              std::tuple("c.PTH", kSafetensors, "safetensors"), std::tuple("d.pt", kSafetensors, "safetensors")}) {
     Warnings w;
     CHECK(Checkpoint::open(f.write(name, content), w.log).format() == format);
     REQUIRE(w.texts.size() == 1);

@@ -24,8 +24,10 @@ TEST_CASE("safetensors: what is valid loads, dtypes and ranks and empty tensors 
   CHECK(parse(one("\"BF16\"", "[0,7]", "[0,0]", 0)).find("a")->data.empty());
   CHECK(parse(one("\"U8\"", "[1,1,1,1,1,1,1,8]", "[0,8]")).find("a")->shape.size() == 8);
   CHECK(parse(file_of("{}", 0)).tensors().empty());
-  CHECK(parse(file_of(" \n{ } \t", 0).substr(0, 0) + file_of("{ \"a\" : { \"shape\" : [ 2 ] , \"dtype\":\"F32\",\"data_offsets\":[ 0 , 8 ]} }  ", 8)).find("a"));
-  const Checkpoint escaped = parse(file_of(R"({"__metadata__":{"k":"\"\\\/\b\f\n\r\t\u00e9\u20ac\ud83d\ude00"},"\u0061":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}})", 0));
+  CHECK(
+      parse(file_of(" \n{ } \t", 0).substr(0, 0) + file_of("{ \"a\" : { \"shape\" : [ 2 ] , \"dtype\":\"F32\",\"data_offsets\":[ 0 , 8 ]} }  ", 8)).find("a"));
+  const Checkpoint escaped =
+      parse(file_of(R"({"__metadata__":{"k":"\"\\\/\b\f\n\r\t\u00e9\u20ac\ud83d\ude00"},"\u0061":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}})", 0));
   CHECK(escaped.metadata().at("k") == "\"\\/\b\f\n\r\t\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80");
   CHECK(escaped.find("a"));
 }
@@ -115,8 +117,8 @@ TEST_CASE("safetensors: dtype, shape and data_offsets (B-W27)") {
 TEST_CASE("safetensors: the tensors cover the data exactly (B-W6, B-W27)") {
   const std::string a = kTensorA, b = kTensorB;
   CHECK(parse(file_of("{" + b + "," + a + "}", 8)).tensors().front().name == "b");
-  refused(file_of("{" + b + "}", 8), DUET_E_FORMAT, {"before tensor b", "4 bytes"});                 // hole
-  refused(file_of("{" + a + "}", 8), DUET_E_FORMAT, {"4 bytes", "after the last tensor"});           // trailing bytes
+  refused(file_of("{" + b + "}", 8), DUET_E_FORMAT, {"before tensor b", "4 bytes"});        // hole
+  refused(file_of("{" + a + "}", 8), DUET_E_FORMAT, {"4 bytes", "after the last tensor"});  // trailing bytes
   refused(file_of("{}", 3), DUET_E_FORMAT, {"3 bytes at byte 10"});
   refused(file_of("{" + a + R"(,"c":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 4), DUET_E_FORMAT, {"overlaps"});
   refused(file_of("{" + a + R"(,"c":{"dtype":"F32","shape":[1],"data_offsets":[2,6]}})", 6), DUET_E_FORMAT, {"tensor c", "overlaps"});

@@ -27,11 +27,14 @@ TEST_CASE("write: data begin at a multiple of 64, order and metadata are kept") 
     CHECK(c.metadata().at("k").size() == n / 2);
   }
   CHECK(parse(written({})).tensors().empty());
-  CHECK(parse(written({{"scalar", DType::f64, {}, [](const auto& sink) { sink(as_bytes("12345678")); }}, {"none", DType::f32, {3, 0}, [](const auto&) {}}})).find("none")->shape == std::vector<uint64_t>{3, 0});
+  CHECK(parse(written({{"scalar", DType::f64, {}, [](const auto& sink) { sink(as_bytes("12345678")); }}, {"none", DType::f32, {3, 0}, [](const auto&) {}}}))
+            .find("none")
+            ->shape == std::vector<uint64_t>{3, 0});
 }
 
 TEST_CASE("write: what no reader could take back is refused") {
-  for (const std::string& name : {std::string(), std::string("__metadata__"), std::string("\xff"), std::string(257, 'n')}) expect_error(DUET_E_INVALID, {"name"}, [&] { written({tensor(name, "x")}); });
+  for (const std::string& name : {std::string(), std::string("__metadata__"), std::string("\xff"), std::string(257, 'n')})
+    expect_error(DUET_E_INVALID, {"name"}, [&] { written({tensor(name, "x")}); });
   expect_error(DUET_E_INVALID, {"\"a\""}, [] { written({tensor("a", "x"), tensor("a", "y")}); });
   expect_error(DUET_E_INVALID, {"tensor a"}, [] { written({{"a", DType::f32, {uint64_t{1} << 62}, nullptr}}); });
   expect_error(DUET_E_INTERNAL, {"tensor a", "1 bytes", "size of 2"}, [] { written({{"a", DType::u8, {2}, [](const auto& sink) { sink(as_bytes("x")); }}}); });
@@ -41,7 +44,9 @@ TEST_CASE("write: a file appears whole or not at all") {
   const Folder f;
   save_safetensors(f / "m.safetensors", false, {tensor("a", "first")}, {});
   expect_error(DUET_E_EXISTS, {"m.safetensors"}, [&] { save_safetensors(f / "m.safetensors", false, {tensor("a", "second")}, {}); });
-  expect_error(DUET_E_INTERNAL, {}, [&] { save_safetensors(f / "m.safetensors", true, {{"a", DType::u8, {2}, [](const auto& sink) { sink(as_bytes("x")); }}}, {}); });
+  expect_error(DUET_E_INTERNAL, {}, [&] {
+    save_safetensors(f / "m.safetensors", true, {{"a", DType::u8, {2}, [](const auto& sink) { sink(as_bytes("x")); }}}, {});
+  });
   CHECK(as_text(Checkpoint::open(f / "m.safetensors", Log()).find("a")->data) == "first");
   save_safetensors(f / "m.safetensors", true, {tensor("a", "second")}, {});
   CHECK(as_text(Checkpoint::open(f / "m.safetensors", Log()).find("a")->data) == "second");

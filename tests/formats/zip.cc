@@ -57,7 +57,8 @@ TEST_CASE("zip: end records (B-W6, B-W11, B-W12)") {
   refused(a.with(a.z.end + 10, 9, 2), DUET_E_FORMAT, {"differ", "2 and 9 entries"});
   refused(a.with(a.z.end + 12, 9, 4), DUET_E_FORMAT, {"differ"});
   refused(a.with(a.z.end + 16, 9, 4), DUET_E_FORMAT, {"differ"});
-  for (const uint64_t offset : {~uint64_t{0} - 39, ~uint64_t{0}, uint64_t{a.file.size()}, uint64_t{0}, a.z.end64 + 1}) refused(a.with(a.z.locator + 8, offset, 8), DUET_E_FORMAT, {"locator", std::to_string(offset)});
+  for (const uint64_t offset : {~uint64_t{0} - 39, ~uint64_t{0}, uint64_t{a.file.size()}, uint64_t{0}, a.z.end64 + 1})
+    refused(a.with(a.z.locator + 8, offset, 8), DUET_E_FORMAT, {"locator", std::to_string(offset)});
   refused(a.with(a.z.locator + 16, 2, 4), DUET_E_UNSUPPORTED, {"several parts"});
   refused(a.with(a.z.end64 + 4, 45, 8), DUET_E_FORMAT, {"zip64 end record", std::to_string(a.z.end64)});
   refused(a.with(a.z.end64 + 4, ~uint64_t{0}, 8), DUET_E_FORMAT, {"zip64 end record"});
@@ -84,8 +85,9 @@ TEST_CASE("zip: end records (B-W6, B-W11, B-W12)") {
 }
 
 TEST_CASE("zip: the 106-byte archive whose zip64 offset wraps around (P9)") {
-  const std::string file = std::string("PK\x03\x04", 4) + std::string(60, '\0') + little(0x07064b50, 4) + little(0, 4) + little(~uint64_t{0} - 39, 8) + little(1, 4) + little(0x06054b50, 4) + little(0, 4) + little(0xffff, 2) + little(0xffff, 2) +
-                           little(0xffffffff, 4) + little(0xffffffff, 4) + little(0, 2);
+  const std::string file = std::string("PK\x03\x04", 4) + std::string(60, '\0') + little(0x07064b50, 4) + little(0, 4) + little(~uint64_t{0} - 39, 8) +
+                           little(1, 4) + little(0x06054b50, 4) + little(0, 4) + little(0xffff, 2) + little(0xffff, 2) + little(0xffffffff, 4) +
+                           little(0xffffffff, 4) + little(0, 2);
   CHECK(file.size() == 106);
   refused(file, DUET_E_FORMAT, {"locator", "18446744073709551576"});
 }
@@ -107,7 +109,8 @@ TEST_CASE("zip: the directory against the entries' own headers (B-W13)") {
     refused(a->with(central, 0, 4), DUET_E_FORMAT, {"entry 1", std::to_string(central)});
   }
   const size_t descriptor = torch.data().data + 8;
-  for (const size_t field : {0, 4, 8, 12}) refused(torch.with(descriptor + field, 7, 4), DUET_E_FORMAT, {"m/data/0", "descriptor at byte " + std::to_string(descriptor)});
+  for (const size_t field : {0, 4, 8, 12})
+    refused(torch.with(descriptor + field, 7, 4), DUET_E_FORMAT, {"m/data/0", "descriptor at byte " + std::to_string(descriptor)});
 }
 
 TEST_CASE("zip: what is not stored plainly in one part (B-W15)") {
@@ -157,7 +160,7 @@ TEST_CASE("zip: extra fields (B-W12)") {
 
 TEST_CASE("zip: gaps, overlaps and duplicates (B-W6, B-W14)") {
   const Archive a;
-  refused(a.with(a.data().central + kOffset, 0, 4), DUET_E_FORMAT, {"m/data", "byte"});                // two entries in one place
+  refused(a.with(a.data().central + kOffset, 0, 4), DUET_E_FORMAT, {"m/data", "byte"});  // two entries in one place
   refused(a.with(a.data().central + kOffset, a.data().header + 1, 4), DUET_E_FORMAT, {"byte"});
   refused(a.with(a.data().central + kOffset, 0xfffffff0, 4), DUET_E_FORMAT, {"m/data/0", "beyond"});
   refused(a.with(a.z.entries[0].central + kOffset, a.data().header, 4), DUET_E_FORMAT, {"byte 0", "belong to no zip entry"});
@@ -173,15 +176,17 @@ TEST_CASE("zip: gaps, overlaps and duplicates (B-W6, B-W14)") {
   gap.add("m/version", "3\n");
   std::string shrunk = gap.finish();
   const uint32_t crc = crc32(as_bytes("}."));
-  for (const size_t at : {gap.entries[0].header + kLocalSize, gap.entries[0].header + kLocalStored, gap.entries[0].central + kSize, gap.entries[0].central + kStored}) patch(shrunk, at, 2, 4);
+  for (const size_t at :
+       {gap.entries[0].header + kLocalSize, gap.entries[0].header + kLocalStored, gap.entries[0].central + kSize, gap.entries[0].central + kStored})
+    patch(shrunk, at, 2, 4);
   patch(shrunk, gap.entries[0].header + kLocalCrc, crc, 4);
   patch(shrunk, gap.entries[0].central + kCrc, crc, 4);
   refused(shrunk, DUET_E_FORMAT, {"4 bytes at byte", "m/data.pkl"});
-
 }
 
 TEST_CASE("zip: names are keys, never paths (B-W16)") {
-  for (const std::string& name : {std::string("../../x"), std::string("/etc/x"), std::string("m\\data.pkl"), std::string("m/data.pkl\0", 11), std::string("data.pkl"), std::string()}) {
+  for (const std::string& name :
+       {std::string("../../x"), std::string("/etc/x"), std::string("m\\data.pkl"), std::string("m/data.pkl\0", 11), std::string("data.pkl"), std::string()}) {
     ZipBuilder z;
     z.add(name, "}.");
     refused(z.finish(), DUET_E_FORMAT, {});

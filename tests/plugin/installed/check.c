@@ -1,5 +1,5 @@
 /* check MODEL: the default search finds the plugin `minimal` beside the installed library, and both modes of it give the
- * logits of the reference. The World vocabulary is found too. */
+ * logits of the reference; it refuses bf16 in its own words. The World vocabulary is found too. */
 #include <duet.h>
 #include <math.h>
 #include <stdio.h>
@@ -48,6 +48,8 @@ static float* logits_of(duet_library* library, const char* path, const char* dev
 int main(int argc, char** argv) {
   duet_library* library;
   duet_tokenizer* world;
+  duet_model* model;
+  duet_model_options model_options = DUET_INIT(duet_model_options);
   static char report[1 << 16];
   size_t size;
   if (argc != 2) return 2;
@@ -56,6 +58,9 @@ int main(int argc, char** argv) {
   puts(report);
   check(duet_tokenizer_load(library, NULL, &world), "the World vocabulary");
   duet_tokenizer_free(world);
+  model_options.device = "minimal";
+  model_options.weights = DUET_BF16;
+  if (duet_model_load(library, argv[1], &model_options, &model) != DUET_E_UNSUPPORTED || !strstr(duet_last_error(), "minimal writes f32 only")) return 1;
   for (duet_mode mode = DUET_MODE_RECURRENT; mode <= DUET_MODE_PARALLEL; ++mode) {
     uint32_t n;
     float *ours = logits_of(library, argv[1], "minimal", mode, &n), *theirs = logits_of(library, argv[1], "reference", mode, &n);

@@ -1,0 +1,92 @@
+// Frames and states of a device under test.
+#pragma once
+#include <numeric>
+
+#include "model.h"
+
+namespace stages {
+
+// What a run works on. The capacities are larger than what is used, so that a stage that goes beyond is seen.
+struct Batch {
+  std::vector<int32_t> lengths, slots, rows;
+  int32_t n_tokens() const { return std::accumulate(lengths.begin(), lengths.end(), 0); }
+  std::vector<int32_t> tokens(uint32_t n_vocab) const {
+    std::vector<int32_t> out;
+    for (int32_t t = 0; t < n_tokens(); ++t) out.push_back(static_cast<int32_t>((static_cast<uint32_t>(t) * 7919u + 3) % n_vocab));
+    return out;
+  }
+};
+
+class Frame {
+ public:
+  Frame(Device& d, const Batch& b, const std::vector<int32_t>& tokens) {
+    std::vector<int32_t> starts{0};
+    for (int32_t n : b.lengths) starts.push_back(starts.back() + n);
+    table_.size = sizeof table_;
+    table_.n_tokens = static_cast<uint32_t>(tokens.size()) + kSpare;
+    table_.n_seqs = static_cast<uint32_t>(b.lengths.size()) + kSpare;
+    table_.n_rows = static_cast<uint32_t>(b.rows.size()) + kSpare;
+    table_.max_len = table_.n_tokens;
+    table_.used = put(d, {starts.back(), static_cast<int32_t>(b.lengths.size()), static_cast<int32_t>(b.rows.size())}, 3);
+    table_.tokens = put(d, tokens, table_.n_tokens);
+    table_.starts = put(d, starts, table_.n_seqs + 1);
+    table_.slots = put(d, b.slots, table_.n_seqs);
+    table_.rows = put(d, b.rows, table_.n_rows);
+  }
+  const duetp_frame* table() const { return &table_; }
+
+  static constexpr uint32_t kSpare = 3;
+
+ private:
+  duetp_ref put(Device& d, std::vector<int32_t> v, size_t capacity) {
+    v.resize(capacity, INT32_MAX);  // never to be used
+    memory_.push_back(std::make_unique<Memory>(d, capacity * 4, DUET_F32));
+    memory_.back()->write(v.data(), capacity * 4);
+    return memory_.back()->ref();
+  }
+  std::vector<std::unique_ptr<Memory>> memory_;
+  duetp_frame table_{};
+};
+
+// Slots filled with numbers that depend on slot and position only
+class State {
+ public:
+  State(Device& d, const duetp_shape& s, uint32_t n_slots) : device_(d), shape_(s), n_slots_(n_slots) {
+    d.check(d->state_new(d.self(), &s, n_slots, DUET_F32, &state_));
+    const size_t LC = size_t{s.n_layer} * s.n_embd;
+    for (uint32_t slot = 0; slot < n_slots; ++slot) {
+      Random random(1000 + slot);
+      std::vector<float> v(LC * (2 + s.head_size));
+      for (float& f : v) f = random.next();
+      d.check(d->state_import(d.self(), d.queue(), state_, slot, v.data(), v.data() + LC, v.data() + LC * (1 + s.head_size)));
+    }
+  }
+  ~State() { device_->state_free(device_.self(), state_); }
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+
+  duetp_state* get() const { return state_; }
+  std::vector<float> slot(uint32_t i) {  // att_x, wkv, ffn_x
+    const size_t LC = size_t{shape_.n_layer} * shape_.n_embd;
+    std::vector<float> v(LC * (2 + shape_.head_size));
+    device_.check(device_->state_export(device_.self(), device_.queue(), state_, i, v.data(), v.data() + LC, v.data() + LC * (1 + shape_.head_size)));
+    device_.wait();
+    return v;
+  }
+  std::vector<float> all() {
+    std::vector<float> v;
+    for (uint32_t i = 0; i < n_slots_; ++i) {
+      const std::vector<float> one = slot(i);
+      v.insert(v.end(), one.begin(), one.end());
+    }
+    return v;
+  }
+
+ private:
+  Device& device_;
+  duetp_shape shape_;
+  uint32_t n_slots_;
+  duetp_state* state_ = nullptr;
+};
+
+}  // namespace stages
