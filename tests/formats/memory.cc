@@ -33,6 +33,7 @@ void* operator new(size_t n) {
   if (void* p = counted(::malloc(n))) return p;
   throw std::bad_alloc();
 }
+void* operator new(size_t n, const std::nothrow_t&) noexcept { return counted(::malloc(n)); }
 void* operator new(size_t n, std::align_val_t a, const std::nothrow_t&) noexcept { return counted(::aligned_alloc(static_cast<size_t>(a), n)); }
 void operator delete(void* p) noexcept { release(p); }
 void operator delete(void* p, size_t) noexcept { release(p); }
