@@ -48,7 +48,9 @@ extern const duetp_ops kOps;                 // stages.cc
 void fill_memory_slots(duetp_device& table); // memory.cc
 void fill_queue_slots(duetp_device& table);  // queue.cc
 
-// 64-byte aligned, zeroed memory of the host; NULL when there is no more
+// 64-byte aligned memory of the host, in huge pages where there is much of it: activations are walked in steps of n_embd, so
+// that small pages would overflow the TLB. NULL when there is no more.
+void* memory(const Device& d, uint64_t bytes);
 void* zeroed(const Device& d, uint64_t bytes);
 
 // Runs f, which may throw what the C++ library and oneDNN throw, at the border.

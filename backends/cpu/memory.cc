@@ -1,4 +1,6 @@
 // Buffers, layers and states.
+#include <sys/mman.h>
+
 #include <cstdio>
 #include <cstring>
 
@@ -7,9 +9,18 @@
 
 namespace duet_cpu {
 
+void* memory(const Device& d, uint64_t bytes) {
+  constexpr uint64_t kHuge = 2 << 20;
+  if (bytes > SIZE_MAX - 2 * kHuge) return nullptr;
+  if (bytes < kHuge / 2) return d.host.alloc(d.host.self, bytes ? bytes : 64, 64);
+  const uint64_t rounded = (bytes + kHuge - 1) / kHuge * kHuge;
+  void* p = d.host.alloc(d.host.self, rounded, kHuge);
+  if (p) ::madvise(p, rounded, MADV_HUGEPAGE);  // refused: small pages, which are slower and as right
+  return p;
+}
+
 void* zeroed(const Device& d, uint64_t bytes) {
-  if (bytes > SIZE_MAX - 64) return nullptr;
-  void* p = d.host.alloc(d.host.self, bytes ? bytes : 64, 64);
+  void* p = memory(d, bytes);
   if (p) std::memset(p, 0, bytes);
   return p;
 }

@@ -20,9 +20,9 @@ void channel_mix_key(const Call& c, Worker& w);
 void channel_mix_value(const Call& c, Worker& w);
 void head_product(const Call& c, Worker& w);
 
-// phases_head.cc: each thread has the same sequences and heads in all three
-void prepare_heads(const Call& c, Worker& w);
-void wkv_heads(const Call& c, Worker& w);
-void norm_gate_heads(const Call& c, Worker& w);
+// phases_head.cc: one head of one sequence; the queue deals these pairs to the threads
+void prepare_heads(const Call& c, Worker& w, uint32_t q, size_t head, size_t t0, size_t t1);
+void wkv_heads(const Call& c, Worker& w, uint32_t q, size_t head, size_t t0, size_t t1);
+void norm_gate_heads(const Call& c, Worker& w, uint32_t q, size_t head, size_t t0, size_t t1);
 
 }  // namespace duet_cpu

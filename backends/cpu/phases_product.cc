@@ -33,11 +33,18 @@ const void* block_rows(const Product& p, size_t row, size_t rows, Worker& w) {
   return w.rows;
 }
 
+// Asks for rows [from, to) of a slice of W that this thread will probably pack next, while the product keeps it busy.
+void fetch_ahead(const Matrix& w, size_t slice, size_t from, size_t to) {
+  if (w.in_major || (slice + 1) * kTileColumns > w.out) return;
+  const size_t row = w.in * (w.dtype == DUET_F32 ? 4 : 2);
+  const char* base = static_cast<const char*>(w.data) + slice * kTileColumns * row;
+  for (size_t at = from * row; at < to * row; at += 64) __builtin_prefetch(base + at, 0, 2);
+}
+
 // A task is a slice of outputs for a group of row blocks. Slices are few in small models and parallel mode, so there rows are
 // divided too, as long as packing the slice again costs little beside the product.
 void multiply(const Product& p, Worker& w) {
-  constexpr size_t kOwnColumns = 16, kGroupBlocks = 4;
-  const size_t columns = p.gemm || p.w.in_major ? kTileColumns : kOwnColumns;
+  constexpr size_t columns = kTileColumns, kGroupBlocks = 4;
   const size_t slices = (p.w.out + columns - 1) / columns, blocks = (p.rows + kTileRows - 1) / kTileRows;
   const size_t groups = p.gemm ? std::clamp<size_t>((4 * w.n + slices - 1) / slices, 1, (blocks + kGroupBlocks - 1) / kGroupBlocks) : 1;
   size_t packed = slices;  // none
@@ -45,7 +52,9 @@ void multiply(const Product& p, Worker& w) {
     const size_t slice = task / groups, group = task % groups;
     const size_t first = slice * columns, count = std::min<size_t>(columns, p.w.out - first);
     if (p.gemm && packed != slice) pack_panel(p.w, first, count, p.gemm->bf16, w.panel), packed = slice;
-    for (size_t b = blocks * group / groups; b < blocks * (group + 1) / groups; ++b) {
+    const size_t from = blocks * group / groups, to = blocks * (group + 1) / groups;
+    for (size_t b = from; b < to; ++b) {
+      if (p.gemm) fetch_ahead(p.w, slice + w.n, (b - from) * kTileColumns / (to - from), (b + 1 - from) * kTileColumns / (to - from));
       const size_t row = b * kTileRows, rows = std::min(kTileRows, p.rows - row);
       if (p.gemm)
         w.gemm->run(*p.gemm, block_rows(p, row, rows, w), w.panel, w.tile, w.product);

@@ -33,14 +33,36 @@ const Call& Program::call(const Call& c) {
   return calls_.back();
 }
 
-void Program::phase(PhaseFn fn, std::initializer_list<Access> touched) {
+void Program::add(Phase phase, std::initializer_list<Access> touched) {
   bool barrier = false;
   for (const Access& a : touched)
     for (const Access& b : open_) barrier = barrier || conflict(a, b);
   if (barrier) open_.clear();
   for (const Access& a : touched)
     if (a.at) open_.push_back(a);
-  phases_.push_back({fn, static_cast<uint32_t>(calls_.size() - 1), barrier});
+  phase.call = static_cast<uint32_t>(calls_.size() - 1);
+  phase.barrier = barrier;
+  phases_.push_back(phase);
+}
+
+bool Program::same_heads(const Phase& a, const Phase& b) const {
+  const Call &x = calls_[a.call], &y = calls_[b.call];
+  return a.head && b.head && x.starts == y.starts && x.used == y.used && x.layer->shape.n_head == y.layer->shape.n_head;
+}
+
+// This thread's pairs of sequence and head: laid out head after head, they are dealt by the tokens before them.
+void Program::run_heads(size_t from, size_t to, Worker& w) const {
+  constexpr uint64_t kTurn = 32;  // tokens
+  const Call& c = calls_[phases_[from].call];
+  const uint64_t T = c.n_tokens(), H = c.layer->shape.n_head;
+  const uint64_t first = (T * H * w.i + w.n - 1) / w.n, last = (T * H * (w.i + 1) + w.n - 1) / w.n;
+  for (uint64_t h = first / (T ? T : 1); h < H && h * T < last; ++h)
+    for (uint32_t q = 0; q < c.n_seqs(); ++q) {
+      const uint64_t t0 = static_cast<uint64_t>(c.starts[q]), t1 = static_cast<uint64_t>(c.starts[q + 1]);
+      if (h * T + t0 < first || h * T + t0 >= last) continue;
+      for (uint64_t t = t0; t < t1; t += kTurn)
+        for (size_t k = from; k < to; ++k) phases_[k].head(calls_[phases_[k].call], w, q, h, t, std::min(t + kTurn, t1));
+    }
 }
 
 void Program::clear() {
@@ -78,7 +100,7 @@ bool duetp_queue::reserve(const Program& p) {
   const uint64_t each = tile + want.rows + want.panel + want.product + want.token + want.wkv + want.state;
   device.host.free(device.host.self, scratch_);
   have_ = Needs();
-  char* at = static_cast<char*>(scratch_ = device.host.alloc(device.host.self, shared + each * workers_.size(), 64));
+  char* at = static_cast<char*>(scratch_ = memory(device, shared + each * workers_.size()));
   if (!at) return false;
   have_ = want;
   void* region[kRegions];
@@ -111,7 +133,13 @@ void duetp_queue::work(const Program& p, uint32_t i, uint32_t n) {
     if (failed_.load(std::memory_order_relaxed)) continue;  // but meet the others at the barriers
     w.next = &next_[k];
     try {
-      phase.run(p.calls_[phase.call], w);
+      if (phase.run) {
+        phase.run(p.calls_[phase.call], w);
+        continue;
+      }
+      const size_t from = k;
+      while (k + 1 < p.phases_.size() && !p.phases_[k + 1].barrier && p.same_heads(phase, p.phases_[k + 1])) ++k;
+      p.run_heads(from, k + 1, w);
     } catch (...) {  // oneDNN's
       failed_.store(true, std::memory_order_relaxed);
     }

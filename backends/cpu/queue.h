@@ -45,6 +45,9 @@ struct Worker {
   float* state;   // S of a sequence without a slot
 };
 using PhaseFn = void (*)(const Call&, Worker&);
+// The tokens [t0, t1) of sequence q in one head. Such phases without a barrier between them run in turns, a few tokens of
+// each at a time, so that what one leaves is still in cache for the next.
+using HeadFn = void (*)(const Call&, Worker&, uint32_t q, size_t head, size_t t0, size_t t1);
 
 struct Needs {  // bytes
   uint64_t region[kRegions] = {};
@@ -65,7 +68,8 @@ struct Access {
 class Program {
  public:
   const Call& call(const Call& c);  // the calls that follow belong to it
-  void phase(PhaseFn fn, std::initializer_list<Access> touched);
+  void phase(PhaseFn fn, std::initializer_list<Access> touched) { add({fn, nullptr, 0, false}, touched); }
+  void phase(HeadFn fn, std::initializer_list<Access> touched) { add({nullptr, fn, 0, false}, touched); }
   void clear();
   bool empty() const { return phases_.empty(); }
 
@@ -75,9 +79,14 @@ class Program {
   friend struct ::duetp_queue;
   struct Phase {
     PhaseFn run;
+    HeadFn head;  // one of the two
     uint32_t call;
     bool barrier;  // before it
   };
+  void add(Phase phase, std::initializer_list<Access> touched);
+  void run_heads(size_t from, size_t to, Worker& w) const;
+  bool same_heads(const Phase& a, const Phase& b) const;
+
   std::vector<Call> calls_;
   std::vector<Phase> phases_;
   std::vector<Access> open_;  // since the last barrier

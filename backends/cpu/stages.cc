@@ -55,7 +55,8 @@ class Stage {
     needs_.panel = std::max<uint64_t>(needs_.panel, padded_depth(g->depth, g->bf16) * kTileColumns * m_bytes(g->bf16));
     needs_.product = std::max<uint64_t>(needs_.product, g->scratch_bytes);
   }
-  void phase(PhaseFn fn, std::initializer_list<Access> touched) {
+  template <class Fn>
+  void phase(Fn fn, std::initializer_list<Access> touched) {
     program_.needs.include(needs_);
     program_.phase(fn, touched);
   }

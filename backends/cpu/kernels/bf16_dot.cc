@@ -17,9 +17,9 @@ constexpr size_t kStep = 32;  // bf16 in a vector
 BF16_DOT inline __m512bh elements(const uint16_t* p) { return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p)); }
 BF16_DOT inline __m512bh elements(const uint16_t* p, __mmask32 some) { return reinterpret_cast<__m512bh>(_mm512_maskz_loadu_epi16(some, p)); }
 
-// R outputs x B inputs, one accumulator each
+// R outputs, `step` apart, x B inputs; one accumulator each
 template <size_t R, size_t B>
-BF16_DOT inline void dots(const uint16_t* __restrict w, const uint16_t* __restrict x, size_t depth, float* __restrict tile) {
+BF16_DOT inline void dots(const uint16_t* __restrict w, size_t step, const uint16_t* __restrict x, size_t depth, float* __restrict tile) {
   __m512 acc[R][B];
 #pragma GCC unroll 8
   for (size_t r = 0; r < R; ++r)
@@ -32,7 +32,7 @@ BF16_DOT inline void dots(const uint16_t* __restrict w, const uint16_t* __restri
     for (size_t b = 0; b < B; ++b) in[b] = elements(x + b * depth + k);
 #pragma GCC unroll 8
     for (size_t r = 0; r < R; ++r) {
-      const __m512bh wr = elements(w + r * depth + k);
+      const __m512bh wr = elements(w + r * step * depth + k);
 #pragma GCC unroll 8
       for (size_t b = 0; b < B; ++b) acc[r][b] = _mm512_dpbf16_ps(acc[r][b], wr, in[b]);
     }
@@ -41,7 +41,7 @@ BF16_DOT inline void dots(const uint16_t* __restrict w, const uint16_t* __restri
     const __mmask32 some = (1u << (depth - k)) - 1;
 #pragma GCC unroll 8
     for (size_t r = 0; r < R; ++r) {
-      const __m512bh wr = elements(w + r * depth + k, some);
+      const __m512bh wr = elements(w + r * step * depth + k, some);
 #pragma GCC unroll 8
       for (size_t b = 0; b < B; ++b) acc[r][b] = _mm512_dpbf16_ps(acc[r][b], wr, elements(x + b * depth + k, some));
     }
@@ -49,15 +49,15 @@ BF16_DOT inline void dots(const uint16_t* __restrict w, const uint16_t* __restri
 #pragma GCC unroll 8
   for (size_t r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (size_t b = 0; b < B; ++b) tile[b * kTileColumns + r] = _mm512_reduce_add_ps(acc[r][b]);
+    for (size_t b = 0; b < B; ++b) tile[b * kTileColumns + r * step] = _mm512_reduce_add_ps(acc[r][b]);
 }
 
 template <size_t B>
 BF16_DOT void dots_of(const uint16_t* w, size_t count, const uint16_t* x, size_t depth, float* tile) {
   constexpr size_t R = B == 1 ? 8 : 4;
-  size_t r = 0;
-  for (; r + R <= count; r += R) dots<R, B>(w + r * depth, x, depth, tile + r);
-  for (; r < count; ++r) dots<1, B>(w + r * depth, x, depth, tile + r);
+  const size_t step = count / R;
+  for (size_t r = 0; r < step; ++r) dots<R, B>(w + r * depth, step, x, depth, tile + r);
+  for (size_t r = step * R; r < count; ++r) dots<1, B>(w + r * depth, 1, x, depth, tile + r);
 }
 
 }  // namespace

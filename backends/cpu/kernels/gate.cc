@@ -8,16 +8,26 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
 
 HWY_BEFORE_NAMESPACE();
 namespace duet_cpu {
 namespace HWY_NAMESPACE {
+
+// A head's rows lie n_embd apart, which no hardware prefetcher follows.
+constexpr size_t kAhead = 4;  // tokens
+HWY_INLINE void prefetch(size_t N, size_t at, std::initializer_list<const float*> arrays) {
+  for (const float* p : arrays)
+    if (p)
+      for (size_t i = 0; i < N; i += 16) hwy::Prefetch(p + at + i);
+}
 
 void PrepareHead(const Prepare& p, size_t head, size_t t0, size_t t1) {
   const size_t c = head * p.N;
   for (size_t t = t0; t < t1; ++t) {
     const size_t at = t * p.C + c;
     const float *k = p.k + at, *v = p.v + at, *k_k = p.k_k + c;
+    if (t + kAhead < t1) prefetch(p.N, at + kAhead * p.C, {p.k, p.v, p.lw, p.la, p.lv, p.v_first});
     const float norm = sum(p.N, [=](auto d, size_t i) HWY_ATTR {
       const auto u = hn::Mul(load(d, k + i), load(d, k_k + i));
       return hn::Mul(u, u);
@@ -49,6 +59,7 @@ void NormGateTo(const NormGate& p, size_t head, size_t t0, size_t t1) {
   for (size_t t = t0; t < t1; ++t) {
     const size_t at = t * p.C + c;
     const float *y = p.y + at, *v = p.v + at, *g = p.g + at;
+    if (t + kAhead < t1) prefetch(p.N, at + kAhead * p.C, {p.g});
     const float mean = sum(p.N, [=](auto d, size_t i) HWY_ATTR { return load(d, y + i); }) / n;
     const float var = sum(p.N, [=](auto d, size_t i) HWY_ATTR {
       const auto u = hn::Sub(load(d, y + i), hn::Set(d, mean));

@@ -64,9 +64,11 @@ template <class T>
 void Transpose(const T* const* rows, size_t n, uint32_t* out) {
   const hn::CappedTag<uint32_t, 16> d;
   const hn::Repartition<uint64_t, decltype(d)> d64;
-  constexpr size_t lanes = HWY_MIN(16, HWY_MAX_BYTES / 4);
+  constexpr size_t lanes = HWY_MIN(16, HWY_MAX_BYTES / 4), kAhead = 64;  // more rows than hardware prefetchers follow
   size_t k = 0;
-  for (; k + 16 <= n; k += 16)  // a cache line of each row before the next
+  for (; k + 16 <= n; k += 16) {  // a cache line of each row before the next
+    for (size_t r = 0; r < kTileColumns; ++r)
+      if (k + kAhead < n) hwy::Prefetch(rows[r] + k + kAhead);
     for (size_t r = 0; r < kTileColumns; r += lanes)
       for (size_t at = k; at < k + 16; at += 4) {
         const auto v0 = blocks<lanes>(rows + r, at), v1 = blocks<lanes>(rows + r + 1, at);
@@ -79,6 +81,7 @@ void Transpose(const T* const* rows, size_t n, uint32_t* out) {
         hn::StoreU(hn::BitCast(d, hn::InterleaveLower(d64, b, f)), d, to + 2 * kTileColumns);
         hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(d64, b, f)), d, to + 3 * kTileColumns);
       }
+  }
   TransposeSlowly(rows, kTileColumns, k, n, out);
 }
 #endif

@@ -20,9 +20,9 @@ HWY_INLINE hn::Vec<Floats> load_tail(const T* p, size_t n) {
   return load(Floats(), padded);
 }
 
-// [out,in]: R outputs x B inputs, one accumulator each, along `depth`
+// [out,in]: R outputs, `step` apart, x B inputs; one accumulator each, along `depth`
 template <size_t R, size_t B, class W, class X>
-HWY_INLINE void Dots(const W* HWY_RESTRICT w, const X* HWY_RESTRICT x, size_t depth, float* HWY_RESTRICT tile) {
+HWY_INLINE void Dots(const W* HWY_RESTRICT w, size_t step, const X* HWY_RESTRICT x, size_t depth, float* HWY_RESTRICT tile) {
   const Floats d;
   const size_t lanes = hn::Lanes(d);
   hn::Vec<Floats> acc[R][B];
@@ -33,25 +33,25 @@ HWY_INLINE void Dots(const W* HWY_RESTRICT w, const X* HWY_RESTRICT x, size_t de
     hn::Vec<Floats> in[B];
     for (size_t b = 0; b < B; ++b) in[b] = load(d, x + b * depth + k);
     for (size_t r = 0; r < R; ++r) {
-      const auto wr = load(d, w + r * depth + k);
+      const auto wr = load(d, w + r * step * depth + k);
       for (size_t b = 0; b < B; ++b) acc[r][b] = hn::MulAdd(wr, in[b], acc[r][b]);
     }
   }
   if (k < depth)
     for (size_t r = 0; r < R; ++r) {
-      const auto wr = load_tail(w + r * depth + k, depth - k);
+      const auto wr = load_tail(w + r * step * depth + k, depth - k);
       for (size_t b = 0; b < B; ++b) acc[r][b] = hn::MulAdd(wr, load_tail(x + b * depth + k, depth - k), acc[r][b]);
     }
   for (size_t r = 0; r < R; ++r)
-    for (size_t b = 0; b < B; ++b) tile[b * kTileColumns + r] = hn::GetLane(hn::SumOfLanes(d, acc[r][b]));
+    for (size_t b = 0; b < B; ++b) tile[b * kTileColumns + r * step] = hn::GetLane(hn::SumOfLanes(d, acc[r][b]));
 }
 
 template <size_t B, class W, class X>
 void DotsOf(const W* w, size_t count, const X* x, size_t depth, float* tile) {
   constexpr size_t R = B == 1 ? 8 : 4;
-  size_t r = 0;
-  for (; r + R <= count; r += R) Dots<R, B>(w + r * depth, x, depth, tile + r);
-  for (; r < count; ++r) Dots<1, B>(w + r * depth, x, depth, tile + r);
+  const size_t step = count / R;  // R streams through memory, each sequential for `step` rows: what prefetchers like best
+  for (size_t r = 0; r < step; ++r) Dots<R, B>(w + r * depth, step, x, depth, tile + r);
+  for (size_t r = step * R; r < count; ++r) Dots<1, B>(w + r * depth, 1, x, depth, tile + r);
 }
 
 // [in,out]: V vectors of outputs x B inputs; `w` is at the first output, rows of it are `ld` apart
