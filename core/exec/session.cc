@@ -290,7 +290,6 @@ void Session::check(const State& state, const Batch& batch) const {
 }
 
 void Session::run(const std::shared_ptr<State>& state, const Batch& batch, const Rows& rows) {
-  check(*state, batch);
   const bool single = std::all_of(batch.lengths.begin(), batch.lengths.end(), [](uint32_t n) { return n <= 1; });
   try {
     if (mode_ == DUET_MODE_RECURRENT || (mode_ == DUET_MODE_AUTO && single))
@@ -304,6 +303,7 @@ void Session::run(const std::shared_ptr<State>& state, const Batch& batch, const
 }
 
 void Session::forward(const std::shared_ptr<State>& state, const Batch& batch) {
+  check(*state, batch);  // before the last forward's outputs make room for these
   const uint32_t C = model_->shape().n_embd, V = model_->shape().n_vocab;
   Rows rows;
   rows.all = batch.outputs & DUET_OUT_ALL_LOGITS;
@@ -339,7 +339,9 @@ void Session::score(const std::shared_ptr<State>& state, uint32_t slot, std::spa
     for (uint32_t i = 0; i < V; ++i) sum += std::exp(logits[i] - top);
     out_nll[t] = top + std::log(sum) - logits[tokens[t + 1]];
   };
-  run(state, {tokens, {static_cast<uint32_t>(tokens.size())}, {slot}, 0}, rows);
+  const Batch batch{tokens, {static_cast<uint32_t>(tokens.size())}, {slot}, 0};
+  check(*state, batch);
+  run(state, batch, rows);
 }
 
 }  // namespace duet

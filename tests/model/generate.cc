@@ -72,7 +72,7 @@ Story tell(const Model& m, const Sampler& p, const Setting& set = {}, duet_mode 
 
 }  // namespace
 
-TEST_CASE("same seed, same text; another seed, another text") {
+TEST_CASE("same seed, same text, another seed, another text") {
   const auto lib = library();
   const auto m = load(lib, kStories, backends().back());
   const Story a = tell(m, sampler(1)), b = tell(m, sampler(1)), c = tell(m, sampler(2));

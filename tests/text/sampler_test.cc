@@ -207,7 +207,7 @@ TEST_CASE("Philox4x32-10 gives its published answers") {
   CHECK(counter_uniform(0x299f31d0a4093822, 0x0370734413198a2e, 0x85a308d3243f6a88) == uniform(0xd16cfe09, 0x94fdcceb));
 }
 
-TEST_CASE("uniform numbers lie in [0,1) and differ with seed, sequence and position") {
+TEST_CASE("uniform numbers lie from 0 to below 1 and differ with seed, sequence and position") {
   double sum = 0;
   for (uint64_t i = 0; i < 10000; ++i) {
     const double u = counter_uniform(7, 1, i);

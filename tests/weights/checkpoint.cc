@@ -143,7 +143,7 @@ TEST_CASE("what overflows f16 is reported") {
   CHECK(error_of([&] { (void)file.open(m.log, {true, false})->layer(1, DUET_F16); }, text) == DUET_E_NUMERIC);
 }
 
-TEST_CASE("tensors of zeros that make a model mute are named; those that training starts with are not") {
+TEST_CASE("tensors of zeros that make a model mute are named, those that training starts with are not") {
   ModelFile file = ModelFile::fresh(1, 32, 20, 16);
   Messages m;
   (void)file.open(m.log, {false, true})->layer(0, DUET_F32);

@@ -98,7 +98,7 @@ TEST_CASE("NaN stays NaN with any payload") {
   CHECK(std::isnan(one<float>(std::bit_cast<double>(0x7ff0'0000'0000'0001u), DType::f64, DUET_F32)));
 }
 
-TEST_CASE("runs of any length and alignment; between the 16-bit types; nothing but floats") {
+TEST_CASE("runs of any length and alignment, between the 16-bit types, nothing but floats") {
   for (uint64_t n = 0; n < 70; ++n) {
     std::vector<float> source(n + 1), back(n + 1, -1.0f);
     for (uint64_t i = 0; i < n; ++i) source[i] = static_cast<float>(i) - 20;

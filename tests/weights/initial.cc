@@ -115,7 +115,7 @@ TEST_CASE("orthogonal matrices are those of QR with a positive diagonal") {
   CHECK(error_of([&] { orthogonalise(zero, 2, 2); }, text) == DUET_E_NUMERIC);
 }
 
-TEST_CASE("the seed decides, and so do layer and tensor; a dtype only rounds") {
+TEST_CASE("the seed decides, and so do layer and tensor, a dtype only rounds") {
   const auto a = initial_weights(options(2, 64, 50)), b = initial_weights(options(2, 64, 50)), c = initial_weights(options(2, 64, 50, 0, 2));
   CHECK(values(*a, DUETP_T_KEY, 0) == values(*b, DUETP_T_KEY, 0));
   CHECK(values(*a, DUETP_T_KEY, 0) != values(*c, DUETP_T_KEY, 0));

@@ -159,7 +159,7 @@ TEST_CASE("unknown shapes and impossible shares are refused") {
   for (const float share : {-0.1f, 1.0f, 2.0f, NAN}) CHECK(error_of([&] { (void)random_model("0.1b", 1, share); }, text) == DUET_E_INVALID);
 }
 
-TEST_CASE("the same seed gives the same weights, another one others; every tensor its own") {
+TEST_CASE("the same seed gives the same weights, another one others, every tensor its own") {
   const auto a = random_model("0.1b"), b = random_model("0.1b"), c = random_model("0.1b", 2);
   const size_t n = 768 * 768 * 2;
   const auto bytes = [&](const WeightSource& s, uint32_t id, uint32_t layer) {

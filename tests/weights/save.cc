@@ -86,7 +86,7 @@ TEST_CASE("an epsilon of the group norm that is not the official one is kept") {
   }
 }
 
-TEST_CASE("progress counts bytes; a result other than 0 stops and leaves nothing") {
+TEST_CASE("progress counts bytes, a result other than 0 stops and leaves nothing") {
   const Folder folder;
   ModelFile file = ModelFile::fresh(1, 32, 20, 16);
   Messages m;
