@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
 
 #include "duet_types.h"
 
@@ -69,6 +70,9 @@ void pack_panel(const Matrix& w, size_t first, size_t count, bool bf16, void* pa
 
 // ---- bf16_dot.cc: vdpbf16ps, which Highway 1.0.3 lacks ----
 bool has_bf16_dot();
+void forbid_bf16_dot();
+// "avx3", "avx2", "sse4" or "baseline": nothing newer is used from now on, in the whole process. False for another name.
+bool limit_instruction_set(std::string_view name);
 // as multiply_tile, for bf16 weights [out,in]
 void multiply_tile_bf16_dot(const Matrix& w, size_t first, size_t count, const void* x, size_t rows, float* tile);
 

@@ -44,6 +44,7 @@ void fetch_ahead(const Matrix& w, size_t slice, size_t from, size_t to) {
 // A task is a slice of outputs for a group of row blocks. Slices are few in small models and parallel mode, so there rows are
 // divided too, as long as packing the slice again costs little beside the product.
 void multiply(const Product& p, Worker& w) {
+  if (p.rows == 0) return;
   constexpr size_t columns = kTileColumns, kGroupBlocks = 4;
   const size_t slices = (p.w.out + columns - 1) / columns, blocks = (p.rows + kTileRows - 1) / kTileRows;
   const size_t groups = p.gemm ? std::clamp<size_t>((4 * w.n + slices - 1) / slices, 1, (blocks + kGroupBlocks - 1) / kGroupBlocks) : 1;

@@ -34,7 +34,7 @@ const Call& Program::call(const Call& c) {
 }
 
 void Program::add(Phase phase, std::initializer_list<Access> touched) {
-  bool barrier = false;
+  bool barrier = std::exchange(fenced_, false);
   for (const Access& a : touched)
     for (const Access& b : open_) barrier = barrier || conflict(a, b);
   if (barrier) open_.clear();
@@ -69,6 +69,7 @@ void Program::clear() {
   calls_.clear();
   phases_.clear();
   open_.clear();
+  fenced_ = false;
   needs = Needs();
 }
 
@@ -214,7 +215,9 @@ duet_status copy(void* self, duetp_queue* q, duetp_ref dst, duetp_ref src, uint6
     c.out[0] = address(dst);
     c.bytes = n;
     q->target().call(c);
+    q->target().fence();  // a copy may write the frame, which phases read without naming it
     q->target().phase(copy_phase, {{c.in[0], n, false}, {c.out[0], n, true}});
+    q->target().fence();
     return DUET_OK;
   });
 }

@@ -70,6 +70,7 @@ class Program {
   const Call& call(const Call& c);  // the calls that follow belong to it
   void phase(PhaseFn fn, std::initializer_list<Access> touched) { add({fn, nullptr, 0, false}, touched); }
   void phase(HeadFn fn, std::initializer_list<Access> touched) { add({nullptr, fn, 0, false}, touched); }
+  void fence() { fenced_ = true; }  // what follows waits for all that came before
   void clear();
   bool empty() const { return phases_.empty(); }
 
@@ -90,6 +91,7 @@ class Program {
   std::vector<Call> calls_;
   std::vector<Phase> phases_;
   std::vector<Access> open_;  // since the last barrier
+  bool fenced_ = false;
 };
 
 }  // namespace duet_cpu

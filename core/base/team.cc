@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -82,12 +83,26 @@ void pin(int cpu) {
   ::sched_setaffinity(0, sizeof mask, &mask);  // refused: the thread floats, which is slower and as right
 }
 
+// Threads that start meanwhile have all signals blocked.
+class NoSignals {
+ public:
+  NoSignals() {
+    sigset_t all;
+    sigfillset(&all);
+    ::pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~NoSignals() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+ private:
+  sigset_t before_;
+};
+
 }  // namespace
 
 struct Team::Impl {
   const pid_t process = ::getpid();
   uint32_t n = 1;
-  std::vector<int> cpus;  // [n] where each thread has a core of its own, else empty
+  std::vector<int> cpus;  // [n] where the team takes every core, else empty
   std::vector<std::thread> workers;
   std::mutex turn;  // of the callers of run
 
@@ -98,12 +113,12 @@ struct Team::Impl {
   alignas(64) std::atomic<uint32_t> arrived{0};  // at the barrier
   alignas(64) std::atomic<uint32_t> passed{0};   // barriers so far
 
-  bool spin() const { return !cpus.empty(); }
+  bool spins = false;  // each thread can have a core of its own
 
   void work(uint32_t i) {
-    if (spin()) pin(cpus[i]);
+    if (!cpus.empty()) pin(cpus[i]);
     for (uint32_t seen = 0;; ++seen) {
-      wait_while(round, seen, spin());
+      wait_while(round, seen, spins);
       if (fn == nullptr) return;
       fn(ctx, i, n);
       if (running.fetch_sub(1, std::memory_order_acq_rel) == 1) running.notify_one();
@@ -129,13 +144,19 @@ Team::Team(uint32_t n_threads) : impl_(std::make_unique<Impl>()) {
   const std::vector<int> all = cores();
   const uint32_t n_cores = all.empty() ? std::max(1u, std::thread::hardware_concurrency()) : static_cast<uint32_t>(all.size());
   impl_->n = n_threads ? n_threads : std::min(n_cores, kMaxThreads);
-  if (impl_->n <= all.size()) impl_->cpus.assign(all.begin(), all.begin() + impl_->n);
+  impl_->spins = impl_->n <= all.size();
+  if (impl_->n == all.size()) impl_->cpus = all;  // fewer threads float: another team may have chosen the same cores
+  impl_->workers.reserve(impl_->n - 1);
+  const NoSignals none;  // the application's signals are for its own threads
   try {
     for (uint32_t i = 1; i < impl_->n; ++i) impl_->workers.emplace_back([impl = impl_.get(), i] { impl->work(i); });
   } catch (const std::system_error& e) {
     const size_t started = impl_->workers.size() + 1;
     impl_->stop();
     fail(DUET_E_LIMIT, "thread {} of {} could not be started: {}; ask for fewer threads", started + 1, impl_->n, e.what());
+  } catch (...) {
+    impl_->stop();
+    throw;
   }
 }
 
@@ -153,11 +174,11 @@ void Team::run(void (*fn)(void* ctx, uint32_t i, uint32_t n), void* ctx) {
   const std::lock_guard lock(t.turn);
   if (t.n == 1) return fn(ctx, 0, 1);
   cpu_set_t before;
-  const bool pinned = t.spin() && affinity(before);
+  const bool pinned = !t.cpus.empty() && affinity(before);
   if (pinned) pin(t.cpus[0]);
   t.start_round(fn, ctx);
   fn(ctx, 0, t.n);
-  for (uint32_t left; (left = t.running.load(std::memory_order_acquire)) != 0;) wait_while(t.running, left, t.spin());
+  for (uint32_t left; (left = t.running.load(std::memory_order_acquire)) != 0;) wait_while(t.running, left, t.spins);
   if (pinned) ::sched_setaffinity(0, sizeof before, &before);
 }
 
@@ -165,7 +186,7 @@ void Team::barrier() {
   Impl& t = *impl_;
   if (t.n == 1) return;
   const uint32_t now = t.passed.load(std::memory_order_relaxed);  // cannot move before this thread has arrived
-  if (t.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 < t.n) return wait_while(t.passed, now, t.spin());
+  if (t.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 < t.n) return wait_while(t.passed, now, t.spins);
   t.arrived.store(0, std::memory_order_relaxed);
   t.passed.fetch_add(1, std::memory_order_release);
   t.passed.notify_all();

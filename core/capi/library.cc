@@ -79,20 +79,28 @@ duet_status duet_library_create(const duet_library_options* options, duet_librar
 void duet_library_free(duet_library* library) { free_handle(library); }
 
 duet_status duet_library_report(duet_library* library, char* dst, size_t cap, size_t* out_size) {
-  return guard([&] { give_text(object(library)->registry.report(), dst, cap, out_size); });
+  return guard([&] {
+    const auto lib = object(library);
+    lib->check_process();
+    give_text(lib->registry.report(), dst, cap, out_size);
+  });
 }
 
 duet_status duet_device_count(duet_library* library, uint32_t* out_count) {
   return guard([&] {
     require(out_count, "out_count");
-    *out_count = static_cast<uint32_t>(object(library)->registry.devices().size());
+    const auto lib = object(library);
+    lib->check_process();
+    *out_count = static_cast<uint32_t>(lib->registry.devices().size());
   });
 }
 
 duet_status duet_device_get(duet_library* library, uint32_t index, duet_device_info* out_info) {
   return guard([&] {
     require(out_info, "out_info");
-    const auto& devices = object(library)->registry.devices();
+    const auto lib = object(library);
+    lib->check_process();
+    const auto& devices = lib->registry.devices();
     if (index >= devices.size()) fail(DUET_E_INVALID, "device {} of {}", index, devices.size());
     const Device& d = *devices[index];
     duet_device_info info{};

@@ -18,6 +18,7 @@ void check_weights(duet_dtype t) {
 }
 
 duet_model* new_model(const std::shared_ptr<Library>& library, std::unique_ptr<WeightSource> source, const std::string& path, const duet_model_options& o) {
+  library->check_process();
   check_weights(o.weights);
   if (o.trainable) fail(DUET_E_UNSUPPORTED, "training is not part of this version");
   return new_handle<duet_model>(std::make_shared<Model>(library, std::move(source), path, text_argument(o.device, "device", 256), o.weights, o.progress, o.progress_user));

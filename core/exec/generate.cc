@@ -20,8 +20,8 @@ void generate(Session& session, const std::shared_ptr<State>& state, uint32_t sl
   const auto check_cancel = [&] {
     if (options.cancel && __atomic_load_n(options.cancel, __ATOMIC_RELAXED) != 0) fail(DUET_E_CANCELLED, "generation was cancelled after {} tokens", result.n_new);
   };
-  const auto feed = [&](std::span<const int32_t> tokens, uint32_t outputs) {
-    session.forward(state, {tokens, {static_cast<uint32_t>(tokens.size())}, {slot}, outputs});
+  const auto feed = [&](std::span<const int32_t> tokens, uint32_t outputs, std::optional<duet_mode> mode = std::nullopt) {
+    session.forward(state, {tokens, {static_cast<uint32_t>(tokens.size())}, {slot}, outputs}, mode);
   };
 
   auto start = std::chrono::steady_clock::now();
@@ -39,7 +39,6 @@ void generate(Session& session, const std::shared_ptr<State>& state, uint32_t sl
   const auto show = [&](const std::string& text) { return text.empty() || !options.on_text || options.on_text(text); };
   result.finish = DUET_FINISH_LENGTH;
   while (true) {
-    check_cancel();
     const int32_t token = sampler.pick(session.output(DUET_OUTPUT_LOGITS).data);
     ++result.n_new;
     result.new_s = seconds_since(start);
@@ -59,7 +58,8 @@ void generate(Session& session, const std::shared_ptr<State>& state, uint32_t sl
       return;
     }
     if (result.n_new == options.max_tokens) break;
-    feed({&token, 1}, DUET_OUT_LAST_LOGITS);
+    check_cancel();  // before the token is fed: the slot ends after the last but one
+    feed({&token, 1}, DUET_OUT_LAST_LOGITS, DUET_MODE_RECURRENT);
   }
   if (!stream.stopped() && options.tokenizer && !show(stream.finish())) result.finish = DUET_FINISH_CALLBACK;
 }

@@ -22,6 +22,10 @@ Model::Model(std::shared_ptr<Library> library, std::unique_ptr<WeightSource> sou
 
   const bool borrows = device_->has(DUETP_CAP_BORROWS_WEIGHTS);
   const uint32_t n = shape_.n_layer + 1;
+  uint64_t total = 0;
+  for (uint32_t i = 0; i < n; ++i)
+    for (const TensorSpec& t : tensor_specs())
+      if (const uint64_t count = tensor_count(t.id, i, shape_)) total += count * dtype_bytes(from_duet(t.matrix ? weights_ : DUET_F32));
   layers_.reserve(n);
   borrowed_.reserve(borrows ? n : 0);
   try {
@@ -45,7 +49,7 @@ Model::Model(std::shared_ptr<Library> library, std::unique_ptr<WeightSource> sou
       layers_.push_back(layer);
       if (borrows) borrowed_.push_back(std::move(host));
       if (progress)
-        if (const duet_status s = progress(progress_user, i + 1, n); s != DUET_OK) throw Error(s, "loading was stopped by the progress callback");
+        if (const duet_status s = progress(progress_user, weight_bytes_, total); s != DUET_OK) throw Error(s, "loading was stopped by the progress callback");
     }
     const uint64_t wkv = uint64_t{shape_.n_embd} * shape_.head_size;
     for (uint32_t i = 0; i < shape_.n_layer; ++i) {
@@ -68,6 +72,9 @@ void Model::free_layers() noexcept {
   if (queue_) device_->table.queue_free(device_->memory_self, queue_);
 }
 
-void Model::save(const std::string& path) const { save_weights(*source_, path, true, weights_, {}, nullptr, nullptr); }
+void Model::save(const std::string& path) const {
+  std::lock_guard lock(source_mutex_);
+  save_weights(*source_, path, true, weights_, {}, nullptr, nullptr);
+}
 
 }  // namespace duet

@@ -50,6 +50,7 @@ class Model {
 
   std::shared_ptr<Library> library_;
   std::shared_ptr<const Device> device_;
+  mutable std::mutex source_mutex_;       // a source serves one at a time
   std::unique_ptr<WeightSource> source_;  // kept: its layers may be borrowed, and save() reads it
   duetp_shape shape_{};
   duet_dtype weights_ = 0;

@@ -118,8 +118,9 @@ void Session::enqueue(const Pass& pass, const duetp_frame& block, const Rows& ro
 void Session::replay(const std::shared_ptr<State>& state, const Pass& pass, const duetp_frame& block, const Rows& rows) {
   const duetp_device& t = device_.table;
   std::erase_if(recordings_, [&](const Recording& r) {
-    if (r.state.expired()) t.record_free(device_.memory_self, r.record);
-    return r.state.expired();
+    const bool gone = r.state.expired();
+    if (gone) t.record_free(device_.memory_self, r.record);
+    return gone;
   });
   const auto same = [&](const Recording& r) {
     return r.state.lock() == state && r.n_tokens == pass.frame.n_tokens && r.n_rows == block.n_rows && r.logits == rows.logits && r.hidden == rows.hidden;
@@ -164,7 +165,7 @@ void Session::run_pass(const std::shared_ptr<State>& state, std::span<const Run>
   uint32_t n_tokens = 0, max_len = 0;
   std::vector<uint32_t> row_token, row_index, token_index;  // within the pass; within the batch's output; within the batch
   for (const Run& r : runs) {
-    for (uint32_t i = 0; i < r.n; ++i) token_index.push_back(r.token_index + i);
+    for (uint32_t i = 0; rows.take_v_first && i < r.n; ++i) token_index.push_back(r.token_index + i);
     if (r.row_index && r.all_rows)
       for (uint32_t i = 0; i < r.n; ++i) row_token.push_back(n_tokens + i), row_index.push_back(*r.row_index + i);
     if (r.row_index && !r.all_rows) row_token.push_back(n_tokens + r.n - 1), row_index.push_back(*r.row_index);
@@ -202,7 +203,14 @@ void Session::run_pass(const std::shared_ptr<State>& state, std::span<const Run>
     use(1 + first / kRowBlock, block.n_rows);
     blocks.push_back(block);
   }
-  check_plugin(device_, device_.table.upload(device_.memory_self, queue_, ref(0), w, staging_.size() * sizeof(int32_t)));
+  const auto upload = [&](uint32_t part, uint32_t n) {  // a long pass of the past leaves long parts
+    if (n > 0) check_plugin(device_, device_.table.upload(device_.memory_self, queue_, ref(part), w + part, n * sizeof(int32_t)));
+  };
+  upload(at.used, 16 * (1 + row_blocks(n_rows)));
+  upload(at.tokens, n_tokens);
+  upload(at.starts, n_seqs + 1);
+  upload(at.slots, n_seqs);
+  upload(at.rows, n_rows);
 
   const Pass pass{*model_, queue_, frame, state->device_state(), mode, act_};
   const duetp_frame& first_block = blocks.empty() ? frame : blocks[0];
@@ -289,10 +297,10 @@ void Session::check(const State& state, const Batch& batch) const {
       fail(DUET_E_INVALID, "token {} at position {} is outside the model's vocabulary [0, {})", batch.tokens[i], i, model_->shape().n_vocab);
 }
 
-void Session::run(const std::shared_ptr<State>& state, const Batch& batch, const Rows& rows) {
+void Session::run(const std::shared_ptr<State>& state, const Batch& batch, const Rows& rows, duet_mode mode) {
   const bool single = std::all_of(batch.lengths.begin(), batch.lengths.end(), [](uint32_t n) { return n <= 1; });
   try {
-    if (mode_ == DUET_MODE_RECURRENT || (mode_ == DUET_MODE_AUTO && single))
+    if (mode == DUET_MODE_RECURRENT || (mode == DUET_MODE_AUTO && single))
       run_recurrent(state, batch, rows);
     else
       run_parallel(state, batch, rows);
@@ -302,7 +310,7 @@ void Session::run(const std::shared_ptr<State>& state, const Batch& batch, const
   }
 }
 
-void Session::forward(const std::shared_ptr<State>& state, const Batch& batch) {
+void Session::forward(const std::shared_ptr<State>& state, const Batch& batch, std::optional<duet_mode> mode) {
   check(*state, batch);  // before the last forward's outputs make room for these
   const uint32_t C = model_->shape().n_embd, V = model_->shape().n_vocab;
   Rows rows;
@@ -312,9 +320,10 @@ void Session::forward(const std::shared_ptr<State>& state, const Batch& batch) {
   const auto n_tokens = static_cast<uint32_t>(batch.tokens.size());
   const auto n_seqs = static_cast<uint32_t>(std::count_if(batch.lengths.begin(), batch.lengths.end(), [](uint32_t n) { return n > 0; }));
   const auto shape = [](Output& o, bool wanted, uint32_t n, uint32_t width) {
-    o.rows = wanted ? n : 0;
+    o.rows = 0;  // until there is room
+    o.data.resize(wanted ? size_t{n} * width : 0);
     o.width = width;
-    o.data.resize(size_t{o.rows} * width);
+    o.rows = wanted ? n : 0;
   };
   shape(outputs_[DUET_OUTPUT_LOGITS], rows.logits, rows.all ? n_tokens : n_seqs, V);
   shape(outputs_[DUET_OUTPUT_HIDDEN], rows.hidden, rows.all ? n_tokens : n_seqs, C);
@@ -325,7 +334,7 @@ void Session::forward(const std::shared_ptr<State>& state, const Batch& batch) {
     if (logits) keep(outputs_[DUET_OUTPUT_LOGITS], row, logits);
   };
   if (batch.outputs & DUET_OUT_V_FIRST) rows.take_v_first = [&](uint32_t token, const float* v) { keep(outputs_[DUET_OUTPUT_V_FIRST], token, v); };
-  run(state, batch, rows);
+  run(state, batch, rows, mode.value_or(mode_));
 }
 
 void Session::score(const std::shared_ptr<State>& state, uint32_t slot, std::span<const int32_t> tokens, double* out_nll) {
@@ -341,7 +350,7 @@ void Session::score(const std::shared_ptr<State>& state, uint32_t slot, std::spa
   };
   const Batch batch{tokens, {static_cast<uint32_t>(tokens.size())}, {slot}, 0};
   check(*state, batch);
-  run(state, batch, rows);
+  run(state, batch, rows, mode_);
 }
 
 }  // namespace duet

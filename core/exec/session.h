@@ -35,12 +35,13 @@ class Session {
   const std::shared_ptr<Model>& model() const { return model_; }
   duet_mode mode() const { return mode_; }
   uint32_t max_tokens() const { return max_tokens_; }  // of one pass
-  void forward(const std::shared_ptr<State>& state, const Batch& batch);
+  // In the session's mode unless another is asked for.
+  void forward(const std::shared_ptr<State>& state, const Batch& batch, std::optional<duet_mode> mode = std::nullopt);
   const Output& output(uint32_t which) const { return outputs_[which]; }
   // nll[t] = -log p(tokens[t+1] | state, tokens[0..t])
   void score(const std::shared_ptr<State>& state, uint32_t slot, std::span<const int32_t> tokens, double* out_nll);
 
-  std::atomic<bool> busy{false};  // see capi/exclusive.h
+  std::atomic<bool> busy{false};  // see Exclusive in capi/handle.h
 
  private:
   struct Run;       // consecutive tokens of one sequence within a pass
@@ -51,7 +52,7 @@ class Session {
     bool all = false, logits = false, hidden = false;
   };
   void check(const State& state, const Batch& batch) const;
-  void run(const std::shared_ptr<State>& state, const Batch& batch, const Rows& rows);
+  void run(const std::shared_ptr<State>& state, const Batch& batch, const Rows& rows, duet_mode mode);
   void run_parallel(const std::shared_ptr<State>& state, const Batch& batch, const Rows& rows);
   void run_recurrent(const std::shared_ptr<State>& state, const Batch& batch, const Rows& rows);
   void run_pass(const std::shared_ptr<State>& state, std::span<const Run> runs, duet_mode mode, const Rows& rows);

@@ -36,7 +36,7 @@ class State {
   StateArrays get(uint32_t slot) const;
   void set(uint32_t slot, const StateArrays& arrays);  // DUET_E_NUMERIC: not finite
 
-  std::atomic<bool> busy{false};  // see capi/exclusive.h
+  std::atomic<bool> busy{false};  // see Exclusive in capi/handle.h
 
  private:
   std::shared_ptr<Model> model_;

@@ -1,7 +1,10 @@
 #include "formats/pickle.h"
 
+#include <algorithm>
 #include <array>
 #include <limits>
+
+#include "formats/view.h"
 
 namespace duet {
 namespace {
@@ -311,6 +314,8 @@ void Pickle::check_tensor(Ref arguments) const {
   need(item(arguments, 0), Kind::storage, "_rebuild_tensor_v2 of");
   need(item(arguments, 1), Kind::integer, "an offset that is");
   const Ref shape = need(item(arguments, 2), Kind::tuple, "a shape that is"), stride = need(item(arguments, 3), Kind::tuple, "strides that are");
+  // before they are walked: a pickle can repeat a long tuple for a few bytes
+  if (count(shape) > kMaxRank || count(stride) > kMaxRank) bad("a tensor of {} dimensions, more than the {} allowed", std::max(count(shape), count(stride)), kMaxRank);
   each(shape, [&](Ref r) { need(r, Kind::integer, "a dimension that is"); });
   each(stride, [&](Ref r) { need(r, Kind::integer, "a stride that is"); });
   if (count(shape) != count(stride)) bad("a shape of {} dimensions with {} strides", count(shape), count(stride));

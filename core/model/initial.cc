@@ -46,10 +46,10 @@ class InitialWeights final : public WeightSource {
   std::shared_ptr<const void> tensor(uint32_t id, uint32_t layer, duet_dtype want) const override {
     const uint64_t n = tensor_count(id, layer, shape_);
     const std::string name = tensor_name(id, layer);
-    const std::shared_ptr<void> values = weight_memory(n * sizeof(float), name);
+    const std::shared_ptr<void> values = memory_.take(n * sizeof(float), name);
     fill(static_cast<float*>(values.get()), n, id, layer);
     if (want == DUET_F32) return values;
-    const std::shared_ptr<void> converted = weight_memory(n * dtype_bytes(from_duet(want)), name);
+    const std::shared_ptr<void> converted = memory_.take(n * dtype_bytes(from_duet(want)), name);
     convert_floats(values.get(), DType::f32, converted.get(), want, n);
     return converted;
   }
@@ -122,6 +122,7 @@ class InitialWeights final : public WeightSource {
 
   static double stretch(const std::vector<uint32_t>& dims) { return dims[0] > dims[1] ? std::sqrt(static_cast<double>(dims[0]) / dims[1]) : 1; }
 
+  mutable WeightMemory memory_;
   duetp_shape shape_;
   duet_dtype weights_;
   uint64_t seed_;

@@ -77,7 +77,7 @@ class RandomWeights final : public WeightSource {
 
   std::shared_ptr<const void> tensor(uint32_t id, uint32_t layer, duet_dtype want) const override {
     const uint64_t n = tensor_count(id, layer, shape_), element = dtype_bytes(from_duet(want));
-    const std::shared_ptr<void> memory = weight_memory(n * element, tensor_name(id, layer));
+    const std::shared_ptr<void> memory = memory_.take(n * element, tensor_name(id, layer));
     const Distribution d = distribution(id);
     const uint64_t key = tensor_key(seed_, id, layer);
     in_slices(n, 32 * kTile, [&](uint64_t begin, uint64_t end) {
@@ -141,6 +141,7 @@ class RandomWeights final : public WeightSource {
     }
   }
 
+  mutable WeightMemory memory_;
   duetp_shape shape_;
   uint64_t seed_;
   double key_mean_ = 0;

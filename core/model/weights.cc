@@ -1,7 +1,10 @@
 #include "model/weights.h"
 
+#include <sys/mman.h>
+
 #include <new>
 #include <set>
+#include <utility>
 
 #include "base/error.h"
 #include "model/fingerprint.h"
@@ -61,7 +64,7 @@ class CheckpointWeights final : public WeightSource {
       if (options_.strict || options_.verify || !tensor_specs()[id].matrix) check(t, t.data.data(), target);
       return {file_, t.data.data()};
     }
-    const std::shared_ptr<void> converted = weight_memory(t.count() * dtype_bytes(target), t.name);
+    const std::shared_ptr<void> converted = memory_.take(t.count() * dtype_bytes(target), t.name);
     convert_floats(t.data.data(), t.dtype, converted.get(), want, t.count());
     check(t, converted.get(), target);
     return converted;
@@ -87,15 +90,27 @@ class CheckpointWeights final : public WeightSource {
   Log log_;
   OpenOptions options_;
   mutable std::set<const Tensor*> checked_;
+  mutable WeightMemory memory_;
 };
 
 }  // namespace
 
-std::shared_ptr<void> weight_memory(uint64_t bytes, const std::string& what) {
-  constexpr std::align_val_t kAlign{64};
-  void* p = ::operator new(bytes, kAlign, std::nothrow);
-  if (p == nullptr) fail(DUET_E_MEMORY, "{} needs {} bytes, which could not be had", what, bytes);
-  return {p, [](void* q) { ::operator delete(q, kAlign); }};
+std::shared_ptr<void> WeightMemory::take(uint64_t bytes, const std::string& what) {
+  constexpr uint64_t kHuge = 2 << 20, kBlock = 16 * kHuge, kLine = 64;
+  constexpr std::align_val_t kAlign{kHuge};
+  if (bytes > UINT64_MAX - kBlock) fail(DUET_E_MEMORY, "{} needs {} bytes, which could not be had", what, bytes);
+  const uint64_t rounded = (bytes + kLine - 1) / kLine * kLine;
+  if (rounded > size_ - used_) {
+    const uint64_t size = std::max(kBlock, (rounded + kHuge - 1) / kHuge * kHuge);
+    void* p = ::operator new(size, kAlign, std::nothrow);
+    if (p == nullptr) fail(DUET_E_MEMORY, "{} needs {} bytes, which could not be had", what, bytes);
+    block_ = {static_cast<std::byte*>(p), [](std::byte* q) { ::operator delete(q, kAlign); }};
+    ::madvise(p, size, MADV_HUGEPAGE);  // refused: small pages, which are slower and as right
+    used_ = 0;
+    size_ = size;
+  }
+  const uint64_t at = std::exchange(used_, used_ + rounded);
+  return {block_, block_.get() + at};
 }
 
 void check_values(const void* data, DType dtype, uint64_t n, const std::string& file, const std::string& name, const Log& log, bool strict) {

@@ -52,7 +52,18 @@ std::unique_ptr<WeightSource> initial_weights(const duet_init_options& options);
 // Conversions, round to nearest even; to f16 overflow gives inf, which strict loading reports. No alignment is asked of src.
 void convert_floats(const void* src, DType from, void* dst, duet_dtype to, uint64_t n);
 DType from_duet(duet_dtype t);
-std::shared_ptr<void> weight_memory(uint64_t bytes, const std::string& what);  // 64-byte aligned; DUET_E_MEMORY names `what`
+
+// Memory for weights that had to be converted or made. Tensors lie one after another in large blocks on huge pages, which
+// recurrent mode streams through a few percent faster; a block lives as long as one of its tensors.
+class WeightMemory {
+ public:
+  std::shared_ptr<void> take(uint64_t bytes, const std::string& what);  // 64-byte aligned; DUET_E_MEMORY names `what`
+
+ private:
+  std::shared_ptr<std::byte> block_;
+  uint64_t used_ = 0, size_ = 0;
+};
+
 // Warns (strict: DUET_E_NUMERIC) about values that are not finite or beyond 1e30, and about tensors of zeros that make a model mute.
 void check_values(const void* data, DType dtype, uint64_t n, const std::string& file, const std::string& name, const Log& log, bool strict);
 

@@ -103,16 +103,11 @@ Device absorb(const duetp_device& theirs, const duetp_device_info& info, const s
 
 std::string Device::refuses(const duetp_shape& shape, duet_dtype weights) const {
   if (table.refuses == nullptr) return "";
-  const bool rungs[] = {embed.fn && shift_mix.fn && linear.fn && lowrank.fn && wkv_prepare.fn && wkv.fn && norm_gate.fn && channel_mix.fn && head.fn,
-                        layers != nullptr, step != nullptr};
-  std::string first;  // one rung that can do it is enough
-  for (uint32_t rung = 1; rung <= 3; ++rung) {
-    if (!rungs[rung - 1]) continue;
-    const char* why = call_plugin(spec, "refuses", [&] { return table.refuses(table.self, &shape, weights, rung); });
-    if (why == nullptr) return "";
-    if (first.empty()) first = printable({why, ::strnlen(why, 512)}, 500);
-  }
-  return first.empty() ? "the plugin refuses and gives no reason" : first;
+  const uint32_t rung = step ? 3 : layers ? 2 : 1;  // the widest is the one that runs
+  const char* why = call_plugin(spec, "refuses", [&] { return table.refuses(table.self, &shape, weights, rung); });
+  if (why == nullptr) return "";
+  const std::string reason = printable({why, ::strnlen(why, 512)}, 500);
+  return reason.empty() ? "the plugin refuses and gives no reason" : reason;
 }
 
 void check_plugin(const Device& device, duet_status code) {

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/team.h"
@@ -29,7 +30,7 @@ class Host {
       static_cast<Host*>(self)->sentence = text;
       return code;
     };
-    table_.option = [](void*, const char*) -> const char* { return nullptr; };
+    table_.option = [](void*, const char* key) -> const char* { return std::string_view(key) == "isa" ? std::getenv("DUET_CPU_ISA") : nullptr; };
     table_.team_size = [](void* self) { return static_cast<Host*>(self)->team_.size(); };
     table_.team = [](void* self, void (*fn)(void*, uint32_t, uint32_t), void* ctx) { static_cast<Host*>(self)->team_.run(fn, ctx); };
     table_.barrier = [](void* self) { static_cast<Host*>(self)->team_.barrier(); };

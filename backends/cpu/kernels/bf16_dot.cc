@@ -62,10 +62,15 @@ BF16_DOT void dots_of(const uint16_t* w, size_t count, const uint16_t* x, size_t
 
 }  // namespace
 
+namespace {
+bool forbidden = false;
+}
+void forbid_bf16_dot() { forbidden = true; }
+
 bool has_bf16_dot() {
   static const bool has = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  return has;
+  return has && !forbidden;
 }
 
 void multiply_tile_bf16_dot(const Matrix& m, size_t first, size_t count, const void* in, size_t rows, float* tile) {
@@ -80,6 +85,7 @@ void multiply_tile_bf16_dot(const Matrix& m, size_t first, size_t count, const v
 }  // namespace duet_cpu
 #else
 namespace duet_cpu {
+void forbid_bf16_dot() {}
 bool has_bf16_dot() { return false; }
 void multiply_tile_bf16_dot(const Matrix&, size_t, size_t, const void*, size_t, float*) {}
 }  // namespace duet_cpu
