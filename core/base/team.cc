@@ -130,12 +130,16 @@ Team::Team(uint32_t n_threads) : impl_(std::make_unique<Impl>()) {
   const uint32_t n_cores = all.empty() ? std::max(1u, std::thread::hardware_concurrency()) : static_cast<uint32_t>(all.size());
   impl_->n = n_threads ? n_threads : std::min(n_cores, kMaxThreads);
   if (impl_->n <= all.size()) impl_->cpus.assign(all.begin(), all.begin() + impl_->n);
+  impl_->workers.reserve(impl_->n);  // before the first thread: its failure must not leave threads behind
   try {
     for (uint32_t i = 1; i < impl_->n; ++i) impl_->workers.emplace_back([impl = impl_.get(), i] { impl->work(i); });
   } catch (const std::system_error& e) {
     const size_t started = impl_->workers.size() + 1;
     impl_->stop();
     fail(DUET_E_LIMIT, "thread {} of {} could not be started: {}; ask for fewer threads", started + 1, impl_->n, e.what());
+  } catch (...) {  // out of memory
+    impl_->stop();
+    throw;
   }
 }
 

@@ -63,6 +63,7 @@ duet_status duet_model_load(duet_library* library, const char* path, const duet_
   return guard([&] {
     require(out_model, "out_model");
     const auto lib = object(library);
+    lib->check_process();
     const auto o = read_struct(options, "options");
     const std::string file = path_argument(path, "path");
     *out_model = new_model(lib, open_weights(file, lib->log, open_options(o.flags)), file, o);
@@ -74,6 +75,7 @@ duet_status duet_model_random(duet_library* library, const duet_random_options* 
     require(out_model, "out_model");
     require(random, "random");
     const auto lib = object(library);
+    lib->check_process();
     auto o = read_struct(options, "options");
     const auto r = read_struct(random, "random");
     require(r.shape, "random->shape");
