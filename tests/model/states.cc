@@ -136,6 +136,35 @@ TEST_CASE("bad states are refused and change nothing") {
   CHECK(arrays(m, s) == before);
 }
 
+TEST_CASE("official tuned states give the wkv state of every layer, token shift begins at zero") {
+  const auto lib = library();
+  const auto m = load(lib, golden::path("tiny.pth"), "reference");
+  const auto s = state(m);
+  (void)forward(session(m, DUET_MODE_PARALLEL), s, kText);
+  const auto want = arrays(m, s);
+  const auto tuned = [&](size_t n_layers) {  // F32 [H,N,N] (value, key) of each layer
+    std::string header = "{", data;
+    const size_t bytes = want.wkv.size() / 3 * sizeof(float);
+    for (size_t i = 0; i < n_layers; ++i) {
+      header += (i ? ",\"blocks." : "\"blocks.") + std::to_string(i) + R"(.att.time_state":{"dtype":"F32","shape":[2,64,64],"data_offsets":[)" + std::to_string(i * bytes) + "," +
+                std::to_string((i + 1) * bytes) + "]}";
+      data.append(reinterpret_cast<const char*>(want.wkv.data()) + i % 3 * bytes, bytes);
+    }
+    header += "}";
+    const uint64_t n = header.size();
+    return std::string(reinterpret_cast<const char*>(&n), sizeof n) + header + data;
+  };
+  CHECK(load_bytes(s, tuned(2)) == DUET_E_FORMAT);
+  CHECK(std::string(duet_last_error()).find("blocks.2.att.time_state") != std::string::npos);
+  CHECK(load_bytes(s, tuned(4)) == DUET_E_INVALID);
+  CHECK(arrays(m, s) == want);
+  check(load_bytes(s, tuned(3)));
+  const auto got = arrays(m, s);
+  CHECK(got.wkv == want.wkv);
+  CHECK(got.att_x == std::vector<float>(want.att_x.size()));
+  CHECK(got.ffn_x == std::vector<float>(want.ffn_x.size()));
+}
+
 TEST_CASE("a disk that is full at any byte leaves the old file as it was") {
   const auto lib = library();
   const auto m = load(lib, golden::path("tiny.pth"), "reference");
