@@ -310,6 +310,44 @@ TEST_CASE("numbers out of range") {
   refused(duet_sampler_pick(w.p.get(), logits, 2, &token), DUET_E_NUMERIC, "1");
 }
 
+TEST_CASE("strings that are too long, empty or not UTF-8") {
+  World w;
+  const std::string path = golden::path("tiny.pth"), endless(70000, 'x'), broken = "\xff";
+  duet_model* m = nullptr;
+  refused(duet_model_load(w.lib.get(), endless.c_str(), nullptr, &m), DUET_E_LIMIT, "path");
+  refused(duet_model_load(w.lib.get(), "", nullptr, &m), DUET_E_INVALID, "path is empty");
+  auto mo = DUET_INIT(duet_model_options);
+  mo.device = endless.c_str();
+  refused(duet_model_load(w.lib.get(), path.c_str(), &mo, &m), DUET_E_LIMIT, "device");
+  mo.device = broken.c_str();
+  refused(duet_model_load(w.lib.get(), path.c_str(), &mo, &m), DUET_E_INVALID, "\\xff");
+  auto ro = DUET_INIT(duet_random_options);
+  ro.shape = endless.c_str();
+  refused(duet_model_random(w.lib.get(), &ro, nullptr, &m), DUET_E_LIMIT, "shape");
+  const int32_t prompt = 0;
+  for (const auto& [text, code] : {std::pair(endless, DUET_E_LIMIT), std::pair(broken, DUET_E_INVALID), std::pair(std::string(), DUET_E_INVALID)}) {
+    const char* stop = text.c_str();
+    auto o = DUET_INIT(duet_generate_options);
+    o.tokenizer = w.t.get();
+    o.stop_texts = &stop;
+    o.n_stop_texts = 1;
+    refused(duet_generate(w.x.get(), w.s.get(), 0, w.p.get(), &prompt, 1, &o, nullptr), code, "stop_texts");
+  }
+  CHECK(m == nullptr);
+}
+
+TEST_CASE("objects of two libraries do not mix, but states can be copied") {
+  World a, b;
+  auto batch = DUET_INIT(duet_batch);
+  const int32_t token = 1;
+  batch.n_seqs = 1;
+  batch.tokens = &token;
+  refused(duet_forward(a.x.get(), b.s.get(), &batch), DUET_E_INVALID, "another model");
+  (void)forward(b.x, b.s, {1, 2});
+  check(duet_state_copy(a.s.get(), 0, b.s.get(), 0));
+  CHECK(arrays(a.m, a.s) == arrays(b.m, b.s));
+}
+
 TEST_CASE("buffers: too small gives the size and writes nothing past the end") {
   World w;
   const std::string text = "The quick brown fox";
