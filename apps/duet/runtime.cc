@@ -75,6 +75,9 @@ Tokenizer open_tokenizer(duet_library* library, const std::string& vocab, duet_m
   check(duet_tokenizer_size(tokenizer.get(), &n_vocab));
   const duet_model_info info = info_of(model);
   if (n_vocab > info.n_vocab) throw Failure(fmt::format("{}: has ids up to {}, the model's vocabulary ends at {}; it belongs to another model", vocab, n_vocab - 1, info.n_vocab - 1));
+  constexpr uint32_t kMaxUnused = 64;  // rows that pad a model's vocabulary, as for the one beside a model
+  if (info.n_vocab - n_vocab > kMaxUnused)
+    throw Failure(fmt::format("{}: has ids up to {}, but the model has {} rows (at most {} more than tokens are expected); it belongs to another model", vocab, n_vocab - 1, info.n_vocab, kMaxUnused));
   return tokenizer;
 }
 

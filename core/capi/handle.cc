@@ -42,7 +42,7 @@ void* add_handle(Kind kind, std::shared_ptr<const void> object) {
   std::lock_guard lock(t.mutex);
   if (t.free.empty()) {
     if (t.entries.size() > 0xfffffff) fail(DUET_E_LIMIT, "more than {} live objects", 0xfffffff);
-    t.free.reserve(t.entries.size() + 1);  // so that a free can never fail
+    if (t.free.capacity() <= t.entries.size()) t.free.reserve(2 * t.entries.size() + 16);  // so that a free can never fail
     t.entries.emplace_back();
     t.free.push_back(static_cast<uint32_t>(t.entries.size() - 1));
   }

@@ -18,7 +18,6 @@ void check_weights(duet_dtype t) {
 }
 
 duet_model* new_model(const std::shared_ptr<Library>& library, std::unique_ptr<WeightSource> source, const std::string& path, const duet_model_options& o) {
-  library->check_process();
   check_weights(o.weights);
   if (o.trainable) fail(DUET_E_UNSUPPORTED, "training is not part of this version");
   return new_handle<duet_model>(std::make_shared<Model>(library, std::move(source), path, text_argument(o.device, "device", 256), o.weights, o.progress, o.progress_user));
@@ -64,6 +63,7 @@ duet_status duet_model_load(duet_library* library, const char* path, const duet_
   return guard([&] {
     require(out_model, "out_model");
     const auto lib = object(library);
+    lib->check_process();
     const auto o = read_struct(options, "options");
     const std::string file = path_argument(path, "path");
     *out_model = new_model(lib, open_weights(file, lib->log, open_options(o.flags)), file, o);
@@ -75,6 +75,7 @@ duet_status duet_model_random(duet_library* library, const duet_random_options* 
     require(out_model, "out_model");
     require(random, "random");
     const auto lib = object(library);
+    lib->check_process();
     auto o = read_struct(options, "options");
     const auto r = read_struct(random, "random");
     require(r.shape, "random->shape");

@@ -1,5 +1,8 @@
 #include "exec/model.h"
 
+#include <cstdio>
+#include <fstream>
+
 namespace duet {
 namespace {
 
@@ -7,6 +10,37 @@ uint64_t elements(const duetp_tensor& t) {
   uint64_t n = 1;
   for (uint32_t i = 0; i < t.n_dim; ++i) n *= t.dim[i];
   return n;
+}
+
+// Memory that this process could still have, swap included; 0 = unknown.
+uint64_t free_host_memory() {
+  std::ifstream info("/proc/meminfo");
+  uint64_t kib = 0;
+  for (std::string line; std::getline(info, line);) {
+    unsigned long long value = 0;
+    if (std::sscanf(line.c_str(), "MemAvailable: %llu kB", &value) == 1 || std::sscanf(line.c_str(), "SwapFree: %llu kB", &value) == 1) kib += value;
+  }
+  return kib * 1024;
+}
+
+// Bytes of all weights in memory. Refuses what cannot fit before the first layer: a system that promises more memory than it
+// has would end the process half-way.
+uint64_t check_memory(const WeightSource& source, duet_dtype weights, const Device& device, const std::string& path) {
+  const bool borrows = device.has(DUETP_CAP_BORROWS_WEIGHTS);
+  uint64_t total = 0, need = 0;
+  for (uint32_t i = 0; i <= source.shape().n_layer; ++i)
+    for (const TensorSpec& spec : tensor_specs()) {
+      const uint64_t n = tensor_count(spec.id, i, source.shape());
+      if (n == 0) continue;
+      const duet_dtype dtype = spec.matrix ? weights : duet_dtype{DUET_F32};
+      const uint64_t bytes = n * dtype_bytes(from_duet(dtype));
+      total += bytes;
+      if (!borrows || !source.in_place(spec.id, i, dtype)) need += bytes;
+    }
+  const uint64_t have = borrows || device.has(DUETP_CAP_HOST_VISIBLE) ? free_host_memory() : device.info.mem_free;
+  if (have != 0 && need > have)
+    fail(DUET_E_MEMORY, "{}: the weights need {} bytes of memory on {}, but {} are free", path.empty() ? "a random model" : path, need, device.spec, have);
+  return total;
 }
 
 }  // namespace
@@ -20,12 +54,9 @@ Model::Model(std::shared_ptr<Library> library, std::unique_ptr<WeightSource> sou
   if (const std::string why = device_->refuses(shape_, weights_); !why.empty())
     fail(DUET_E_UNSUPPORTED, "{} cannot run this model: {}; `duet backends` lists the others", device_->spec, why);
 
+  const uint64_t total = check_memory(*source_, weights_, *device_, path_);
   const bool borrows = device_->has(DUETP_CAP_BORROWS_WEIGHTS);
   const uint32_t n = shape_.n_layer + 1;
-  uint64_t total = 0;
-  for (uint32_t i = 0; i < n; ++i)
-    for (const TensorSpec& t : tensor_specs())
-      if (const uint64_t count = tensor_count(t.id, i, shape_)) total += count * dtype_bytes(from_duet(t.matrix ? weights_ : DUET_F32));
   layers_.reserve(n);
   borrowed_.reserve(borrows ? n : 0);
   try {

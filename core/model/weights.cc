@@ -56,11 +56,17 @@ class CheckpointWeights final : public WeightSource {
     return t == DType::f64 ? DUET_F32 : to_duet(t);
   }
 
+  bool in_place(uint32_t id, uint32_t layer, duet_dtype want) const override {
+    const Tensor& t = *model_.layers.at(layer)[id];
+    const DType target = from_duet(want);
+    return t.dtype == target && reinterpret_cast<uintptr_t>(t.data.data()) % dtype_bytes(target) == 0;
+  }
+
   std::shared_ptr<const void> tensor(uint32_t id, uint32_t layer, duet_dtype want) const override {
     const Tensor& t = *model_.layers.at(layer)[id];
     const DType target = from_duet(want);
     file_->check_unchanged();
-    if (t.dtype == target && reinterpret_cast<uintptr_t>(t.data.data()) % dtype_bytes(target) == 0) {
+    if (in_place(id, layer, want)) {
       if (options_.strict || options_.verify || !tensor_specs()[id].matrix) check(t, t.data.data(), target);
       return {file_, t.data.data()};
     }

@@ -33,6 +33,11 @@ class WeightSource {
   virtual duet_dtype dtype(uint32_t id, uint32_t layer) const = 0;
   // Dense and row-major in `want`. Points into the mapped file where nothing had to be converted.
   virtual std::shared_ptr<const void> tensor(uint32_t id, uint32_t layer, duet_dtype want) const = 0;
+  // Whether tensor() would point into a mapped file, which costs no memory of the process's own.
+  virtual bool in_place(uint32_t id, uint32_t layer, duet_dtype want) const {
+    (void)id, (void)layer, (void)want;
+    return false;
+  }
   virtual std::vector<float> time_state(uint32_t layer) const = 0;  // [H,N,N] (value, key) or empty
 
   HostLayer layer(uint32_t index, duet_dtype weights) const;  // 0 .. n_layer

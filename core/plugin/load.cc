@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <boost/dll/shared_library.hpp>
 #include <cstring>
+#include <new>
 #include <type_traits>
 
 #include "plugin/elf_note.h"
@@ -50,6 +51,8 @@ duetp_plugin load_plugin_table(const std::string& library) {
   boost::dll::shared_library opened;
   try {
     opened.load(library, mode);
+  } catch (const std::bad_alloc&) {
+    throw;
   } catch (const std::exception& e) {
     fail(DUET_E_FORMAT, "{}: cannot be loaded: {}", library, printable(loader_reason(e.what()), 300));
   }

@@ -67,7 +67,8 @@ struct Registry::Impl {
   std::vector<Considered> considered;
 
   Impl(RegistryOptions o, Team& t, const Log& l) : options(std::move(o)), team(t), log(l) {}
-  ~Impl();
+  ~Impl() { close_all(); }
+  void close_all() noexcept;
   void open_all();
   void consider(const Candidate& candidate);
   void consider_file(const Candidate& candidate, Considered& c);
@@ -78,8 +79,11 @@ struct Registry::Impl {
   std::string inventory() const;
 };
 
-Registry::Impl::~Impl() {
+void Registry::Impl::close_all() noexcept {
   for (auto d = in_order.rbegin(); d != in_order.rend(); ++d) close_device((*d)->table);
+  ranked.clear();
+  in_order.clear();
+  considered.clear();
   while (!plugins.empty()) plugins.pop_back();
 }
 
@@ -153,6 +157,8 @@ void Registry::Impl::open_plugin(const duetp_plugin& table, Considered& c) {
   auto plugin = std::make_unique<OpenPlugin>(table, c.path, team, log);
   const Device* reference = in_order.empty() ? nullptr : in_order.front().get();
   const uint32_t n = plugin->device_count();
+  plugins.reserve(plugins.size() + 1);  // so that nothing can fail between opening a device and keeping it
+  in_order.reserve(in_order.size() + n);
   duet_status code = DUET_OK;
   for (uint32_t i = 0; i < n; ++i) {
     try {
@@ -161,21 +167,21 @@ void Registry::Impl::open_plugin(const duetp_plugin& table, Considered& c) {
       auto device = std::make_shared<Device>();
       try {
         *device = absorb(*theirs, info, c.path, reference);
+        device->spec = fmt::format("{}:{}", c.id, i);
+        c.devices.push_back(device);
       } catch (...) {
         close_device(*theirs);
         throw;
       }
-      device->spec = fmt::format("{}:{}", c.id, i);
-      c.devices.push_back(device);
     } catch (const Error& e) {  // its other devices may do
       code = e.code();
       c.reason += fmt::format("{}device {}: {}", c.reason.empty() ? "" : "; ", i, e.what());
     }
   }
   if (c.devices.empty()) throw Error(code, c.reason);
-  c.taken = true;
+  plugins.push_back(std::move(plugin));  // first: a device must not outlive its plugin
   in_order.insert(in_order.end(), c.devices.begin(), c.devices.end());
-  plugins.push_back(std::move(plugin));
+  c.taken = true;
 }
 
 // What there is, and why the rest was not taken: the end of every "not found".
@@ -208,7 +214,14 @@ Registry::Registry(RegistryOptions options, Team& team, const Log& log) : impl_(
 Registry::~Registry() = default;
 
 const std::vector<DevicePointer>& Registry::devices() {
-  std::call_once(impl_->opened, [&] { impl_->open_all(); });
+  std::call_once(impl_->opened, [&] {
+    try {
+      impl_->open_all();
+    } catch (...) {  // out of memory: the next call begins anew
+      impl_->close_all();
+      throw;
+    }
+  });
   return impl_->ranked;
 }
 

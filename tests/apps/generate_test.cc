@@ -64,6 +64,27 @@ TEST_CASE("a prompt from a file is the prompt byte for byte") {
   CHECK(good({"generate", "--max-tokens", "2", "--quiet"}).code == 0);  // no prompt at all
 }
 
+TEST_CASE("a prompt longer than the limit is refused, with its length") {
+  const Folder folder;
+  write(folder / "prompt", std::string(20'000'000, '\xff'));  // a byte that is a token of its own
+  const Result r = run({"generate", "--prompt-file", folder / "prompt", "--max-tokens", "1"});
+  CHECK(r.code == 1);
+  CHECK(has(r.error, "a prompt of 20000001 tokens"));
+  CHECK(r.out.empty());
+}
+
+TEST_CASE("a vocabulary of another model is refused, with both sizes") {
+  const Folder folder;
+  const std::string small = small_model(folder), large = folder / "large.safetensors";
+  good({"init", "--layers", "1", "--embd", "64", "--vocab-size", "5000", "--head-size", "32", large});
+  for (const std::string& model : {small, large}) {  // fewer rows than tokens, and many more
+    const Result r = run({"generate", "--model", model, "--vocab", bundled_vocab(), "--prompt", "a", "--max-tokens", "1"});
+    CHECK(r.code == 1);
+    CHECK(has(r.error, bundled_vocab()));
+    CHECK(has(r.error, model == small ? "299" : "5000"));
+  }
+}
+
 TEST_CASE("generation stops before a stop text") {
   const std::string whole = text_of({"--temperature", "0"});
   REQUIRE(whole.size() > 8);

@@ -1,10 +1,12 @@
 // Every function with NULL, stale, foreign and forged handles, wrong struct sizes, wrong lengths and numbers: a code and a
 // sentence each, and never a crash.
+#include <malloc.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmath>
 #include <limits>
+#include <random>
 
 #include "support/api.h"
 #include "support/golden.h"
@@ -288,6 +290,11 @@ TEST_CASE("numbers out of range") {
   char text[8] = "unchang";
   refused(duet_tokenizer_decode(w.t.get(), tokens, 2, text, sizeof text, &n), DUET_E_INVALID, "position 1");
   CHECK(std::string(text) == "unchang");
+  for (const int32_t bad : {-1, 65536, std::numeric_limits<int32_t>::max(), std::numeric_limits<int32_t>::min()}) {
+    tokens[1] = bad;
+    refused(duet_tokenizer_decode(w.t.get(), tokens, 2, text, sizeof text, &n), DUET_E_INVALID, "position 1");
+    CHECK(std::string(text) == "unchang");
+  }
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(), -1.0f}) {
     auto o = DUET_INIT(duet_sampler_options);
     check(duet_sampler_options_default(&o));
@@ -301,6 +308,44 @@ TEST_CASE("numbers out of range") {
   float logits[2] = {0, std::numeric_limits<float>::quiet_NaN()};
   int32_t token = 0;
   refused(duet_sampler_pick(w.p.get(), logits, 2, &token), DUET_E_NUMERIC, "1");
+}
+
+TEST_CASE("strings that are too long, empty or not UTF-8") {
+  World w;
+  const std::string path = golden::path("tiny.pth"), endless(70000, 'x'), broken = "\xff";
+  duet_model* m = nullptr;
+  refused(duet_model_load(w.lib.get(), endless.c_str(), nullptr, &m), DUET_E_LIMIT, "path");
+  refused(duet_model_load(w.lib.get(), "", nullptr, &m), DUET_E_INVALID, "path is empty");
+  auto mo = DUET_INIT(duet_model_options);
+  mo.device = endless.c_str();
+  refused(duet_model_load(w.lib.get(), path.c_str(), &mo, &m), DUET_E_LIMIT, "device");
+  mo.device = broken.c_str();
+  refused(duet_model_load(w.lib.get(), path.c_str(), &mo, &m), DUET_E_INVALID, "\\xff");
+  auto ro = DUET_INIT(duet_random_options);
+  ro.shape = endless.c_str();
+  refused(duet_model_random(w.lib.get(), &ro, nullptr, &m), DUET_E_LIMIT, "shape");
+  const int32_t prompt = 0;
+  for (const auto& [text, code] : {std::pair(endless, DUET_E_LIMIT), std::pair(broken, DUET_E_INVALID), std::pair(std::string(), DUET_E_INVALID)}) {
+    const char* stop = text.c_str();
+    auto o = DUET_INIT(duet_generate_options);
+    o.tokenizer = w.t.get();
+    o.stop_texts = &stop;
+    o.n_stop_texts = 1;
+    refused(duet_generate(w.x.get(), w.s.get(), 0, w.p.get(), &prompt, 1, &o, nullptr), code, "stop_texts");
+  }
+  CHECK(m == nullptr);
+}
+
+TEST_CASE("objects of two libraries do not mix, but states can be copied") {
+  World a, b;
+  auto batch = DUET_INIT(duet_batch);
+  const int32_t token = 1;
+  batch.n_seqs = 1;
+  batch.tokens = &token;
+  refused(duet_forward(a.x.get(), b.s.get(), &batch), DUET_E_INVALID, "another model");
+  (void)forward(b.x, b.s, {1, 2});
+  check(duet_state_copy(a.s.get(), 0, b.s.get(), 0));
+  CHECK(arrays(a.m, a.s) == arrays(b.m, b.s));
 }
 
 TEST_CASE("buffers: too small gives the size and writes nothing past the end") {
@@ -322,6 +367,22 @@ TEST_CASE("buffers: too small gives the size and writes nothing past the end") {
   CHECK(out[m] == 'x');  // no room for a final NUL, so none
   check(duet_tokenizer_decode(w.t.get(), ids, n, out, sizeof out, &m));
   CHECK(std::string(out) == text);
+  std::memset(out, 'x', sizeof out);
+  for (const size_t cap : {size_t{0}, size_t{1}, text.size() - 1}) {
+    refused(duet_tokenizer_decode(w.t.get(), ids, n, out, cap, &m), DUET_E_SMALL, "room");
+    CHECK(m == text.size());
+    CHECK(out[0] == 'x');
+  }
+  refused(duet_tokenizer_encode(w.t.get(), text.data(), text.size(), ids, 0, &m), DUET_E_SMALL, "room");
+  CHECK(m == n);
+  check(duet_tokenizer_encode(w.t.get(), text.data(), 0, ids, 0, &m));
+  CHECK(m == 0);
+  refused(duet_library_report(w.lib.get(), out, 5, &m), DUET_E_SMALL, "room");
+  CHECK(m > 5);
+  refused(duet_file_info(w.lib.get(), golden::path("tiny.pth").c_str(), 0, out, 5, &m), DUET_E_SMALL, "room");
+  refused(duet_state_save(w.s.get(), 0, out, sizeof out, &m), DUET_E_SMALL, "room");
+  CHECK(m > sizeof out);
+  CHECK(out[0] == 'x');
 }
 
 TEST_CASE("an error leaves out parameters and the state untouched") {
@@ -343,6 +404,7 @@ TEST_CASE("calls from inside a callback, and frees there") {
   struct User {
     World* w;
     duet_status forward = DUET_OK, reset = DUET_OK;
+    std::vector<duet_status> others = {};
     int calls = 0;
   } user{&w};
   auto o = DUET_INIT(duet_generate_options);
@@ -357,6 +419,17 @@ TEST_CASE("calls from inside a callback, and frees there") {
     if (u.calls++ == 0) {
       u.forward = duet_forward(u.w->x.get(), u.w->s.get(), &b);
       u.reset = duet_state_reset(u.w->s.get(), 0);
+      duet_state* s = u.w->s.get();
+      size_t n = 0;
+      float x = 0;
+      int32_t token = 0;
+      const float* row = nullptr;
+      u.others = {duet_state_save(s, 0, nullptr, 0, &n),         duet_state_load(s, 0, "{}", 2),
+                  duet_state_save_file(s, 0, "unused"),          duet_state_load_file(s, 0, "unused"),
+                  duet_state_get(s, 0, nullptr, nullptr, nullptr), duet_state_set(s, 0, nullptr, nullptr, nullptr),
+                  duet_state_copy(s, 1, s, 0),                   duet_session_output(u.w->x.get(), 0, 0, &row),
+                  duet_sampler_reset(u.w->p.get()),              duet_sampler_pick(u.w->p.get(), &x, 1, &token),
+                  duet_generate(u.w->x.get(), s, 1, u.w->p.get(), &token, 1, nullptr, nullptr)};
       u.w->m.reset();  // the running call keeps them alive
       u.w->s.reset();
       u.w->x.reset();
@@ -368,6 +441,7 @@ TEST_CASE("calls from inside a callback, and frees there") {
   check(duet_generate(w.x.get(), w.s.get(), 0, w.p.get(), prompt, 2, &o, &r));
   CHECK(user.forward == DUET_E_BUSY);
   CHECK(user.reset == DUET_E_BUSY);
+  CHECK(user.others == std::vector<duet_status>(11, DUET_E_BUSY));  // nor is a state saved or loaded in the middle of a step
   CHECK(r.n_new == 3);
 }
 
@@ -389,7 +463,9 @@ TEST_CASE("a forked child is told to make its own library") {
   if (child == 0) {
     ::alarm(20);  // a hang is a failure
     auto b = DUET_INIT(duet_batch);
-    const bool told = duet_forward(w.x.get(), w.s.get(), &b) == DUET_E_DEVICE;
+    duet_model* m = nullptr;
+    const bool told = duet_forward(w.x.get(), w.s.get(), &b) == DUET_E_DEVICE &&
+                      duet_model_load(w.lib.get(), golden::path("tiny.pth").c_str(), nullptr, &m) == DUET_E_DEVICE && m == nullptr;
     w.p.reset(), w.t.reset(), w.x.reset(), w.s.reset(), w.m.reset(), w.lib.reset();  // frees still work
     ::_exit(told ? 0 : 1);
   }
@@ -409,6 +485,142 @@ TEST_CASE("many objects live and die") {
     REQUIRE(duet_sampler_create(nullptr, &p) == DUET_OK);
     duet_sampler_free(p);
   }
+}
+
+TEST_CASE("ten thousand live sessions, and a million objects one after another, in flat memory") {
+  World w;
+  const auto allocated = [] {
+    const struct mallinfo2 m = ::mallinfo2();
+    return m.uordblks + m.hblkhd;  // 0 under a sanitizer, which finds leaks itself
+  };
+  const auto crowd = [&] {
+    std::vector<Session> live;
+    for (int i = 0; i < 10000; ++i) live.push_back(session(w.m, DUET_MODE_AUTO));
+    (void)forward(live.front(), w.s, {1, 2});
+    (void)forward(live.back(), w.s, {1, 2});
+  };
+  crowd();  // the table of handles keeps its size
+  const size_t before = allocated();
+  crowd();
+  int failed = 0;
+  for (int i = 0; i < 1000000; ++i) {
+    duet_sampler* p = nullptr;
+    failed += duet_sampler_create(nullptr, &p) != DUET_OK;
+    duet_sampler_free(p);
+  }
+  CHECK(failed == 0);
+  CHECK(allocated() < before + (1 << 20));
+}
+
+TEST_CASE("a library that is freed first leaves its objects working") {
+  World w;
+  w.lib.reset();
+  const auto want = forward(w.x, w.s, {1, 2, 3});
+  w.m.reset();
+  check(duet_state_reset(w.s.get(), 0));
+  CHECK(forward(w.x, w.s, {1, 2, 3}) == want);
+}
+
+TEST_CASE("random calls in any order: live handles work, all others are told so") {
+  const auto lib = library(1);
+  struct Thing {
+    void* handle;
+    bool live;
+  };
+  enum { MODEL, STATE, SESSION, SAMPLER };
+  std::vector<Thing> things[4];
+  std::mt19937 random(11);
+  const auto pick = [&](int kind) -> Thing {
+    const auto& of = things[kind];
+    return of.empty() ? Thing{nullptr, false} : of[random() % of.size()];
+  };
+  const auto n_live = [&](int kind) { return std::count_if(things[kind].begin(), things[kind].end(), [](const Thing& t) { return t.live; }); };
+  const auto expect = [](duet_status got, bool live, duet_status otherwise = DUET_OK) {
+    INFO(duet_status_name(got) << ": " << duet_last_error());
+    CHECK(got == (live ? otherwise : duet_status{DUET_E_HANDLE}));
+  };
+  const auto made = [&](duet_status got, bool live, int kind, void* handle) {
+    expect(got, live);
+    if (got == DUET_OK) things[kind].push_back({handle, true});
+  };
+  const auto free_one = [&](int kind, Thing& t) {
+    if (kind == MODEL) duet_model_free(static_cast<duet_model*>(t.handle));
+    if (kind == STATE) duet_state_free(static_cast<duet_state*>(t.handle));
+    if (kind == SESSION) duet_session_free(static_cast<duet_session*>(t.handle));
+    if (kind == SAMPLER) duet_sampler_free(static_cast<duet_sampler*>(t.handle));
+    t.live = false;
+  };
+  for (int step = 0; step < 5000; ++step) {
+    const Thing m = pick(MODEL), s = pick(STATE), other = pick(STATE), x = pick(SESSION), p = pick(SAMPLER);
+    auto* const model = static_cast<duet_model*>(m.handle);
+    auto *const st = static_cast<duet_state*>(s.handle), *const to = static_cast<duet_state*>(other.handle);
+    auto* const ses = static_cast<duet_session*>(x.handle);
+    auto* const sam = static_cast<duet_sampler*>(p.handle);
+    const auto slot = static_cast<uint32_t>(random() % 3);  // two are there
+    const duet_status slot_status = slot < 2 ? DUET_OK : DUET_E_INVALID;
+    switch (random() % 11) {
+      case 0: {
+        if (n_live(MODEL) > 2) break;
+        auto o = DUET_INIT(duet_model_options);
+        o.device = "reference";
+        duet_model* out = nullptr;
+        const duet_status got = duet_model_load(lib.get(), golden::path("tiny.pth").c_str(), &o, &out);
+        made(got, true, MODEL, out);
+        break;
+      }
+      case 1: {
+        if (n_live(STATE) > 8) break;
+        duet_state* out = nullptr;
+        const duet_status got = duet_state_create(model, 2, nullptr, &out);
+        made(got, m.live, STATE, out);
+        break;
+      }
+      case 2: {
+        if (n_live(SESSION) > 8) break;
+        duet_session* out = nullptr;
+        const duet_status got = duet_session_create(model, nullptr, &out);
+        made(got, m.live, SESSION, out);
+        break;
+      }
+      case 3: {
+        if (n_live(SAMPLER) > 8) break;
+        duet_sampler* out = nullptr;
+        const duet_status got = duet_sampler_create(nullptr, &out);
+        made(got, true, SAMPLER, out);
+        break;
+      }
+      case 4: {
+        const int kind = static_cast<int>(random() % 4);
+        if (!things[kind].empty()) free_one(kind, things[kind][random() % things[kind].size()]);  // again, for some
+        break;
+      }
+      case 5: {
+        const int32_t token = random() % 4 ? static_cast<int32_t>(random() % 256) : 999;
+        auto b = DUET_INIT(duet_batch);
+        b.n_seqs = 1;
+        b.tokens = &token;
+        expect(duet_forward(ses, st, &b), x.live && s.live, token < 256 ? DUET_OK : DUET_E_INVALID);
+        break;
+      }
+      case 6: expect(duet_state_reset(st, slot), s.live, slot_status); break;
+      case 7: expect(duet_state_copy(to, 0, st, slot), other.live && s.live, slot_status); break;
+      case 8: {
+        const int32_t prompt[2] = {0, static_cast<int32_t>(random() % 256)};
+        auto o = DUET_INIT(duet_generate_options);
+        o.max_tokens = 2;
+        expect(duet_generate(ses, st, slot, sam, prompt, 2, &o, nullptr), x.live && s.live && p.live, slot_status);
+        break;
+      }
+      case 9: {
+        auto i = DUET_INIT(duet_model_info);
+        expect(duet_model_get(model, &i), m.live);
+        break;
+      }
+      default: expect(duet_sampler_reset(sam), p.live); break;
+    }
+  }
+  for (int kind = 0; kind < 4; ++kind)
+    for (Thing& t : things[kind]) free_one(kind, t);
 }
 
 TEST_CASE("names and versions") {

@@ -41,6 +41,24 @@ TEST_CASE("two sessions on one model from two threads give the bits of one") {
   CHECK(good == 15);
 }
 
+TEST_CASE("one file loaded by several threads at once") {
+  const auto lib = library(1);
+  std::atomic<int> good{0};
+  std::vector<std::thread> threads;
+  for (int k = 0; k < 3; ++k)
+    threads.emplace_back([&] {
+      for (int i = 0; i < 5; ++i) {
+        duet_model* m = nullptr;
+        duet_state* s = nullptr;
+        if (duet_model_load(lib.get(), golden::path("tiny.pth").c_str(), nullptr, &m) == DUET_OK && duet_state_create(m, 1, nullptr, &s) == DUET_OK) ++good;
+        duet_model_free(m);
+        duet_state_free(s);
+      }
+    });
+  for (auto& t : threads) t.join();
+  CHECK(good == 15);
+}
+
 TEST_CASE("one session from two threads: busy for one, never a race") {
   const auto lib = library(1);
   const auto m = load(lib, golden::path("tiny.pth"), nullptr);

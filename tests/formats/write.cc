@@ -1,4 +1,9 @@
 // Files that we write.
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "expect.h"
 #include "zip_builder.h"
 
@@ -52,6 +57,31 @@ TEST_CASE("write: a file appears whole or not at all") {
   CHECK(as_text(Checkpoint::open(f / "m.safetensors", Log()).find("a")->data) == "second");
   CHECK(std::distance(std::filesystem::directory_iterator(f.path()), {}) == 1);
   expect_error(DUET_E_NOT_FOUND, {"nowhere"}, [&] { save_safetensors(f / "nowhere/m", false, {}, {}); });
+}
+
+TEST_CASE("write: a process that is killed at any byte leaves the old file as it was") {
+  const Folder f;
+  const std::string path = f / "m.safetensors";
+  save_safetensors(path, false, {tensor("a", "first")}, {});
+  const std::string second(1000, 's'), whole = written({tensor("a", second)});
+  for (size_t n = 0; n < whole.size(); n += 37) {
+    const pid_t child = ::fork();
+    REQUIRE(child >= 0);
+    if (child == 0) {
+      const rlimit no_core{0, 0}, few{n, n};
+      ::setrlimit(RLIMIT_CORE, &no_core);
+      ::setrlimit(RLIMIT_FSIZE, &few);
+      ::signal(SIGXFSZ, SIG_DFL);  // the write that crosses the limit ends the process
+      save_safetensors(path, true, {tensor("a", second)}, {});
+      ::_exit(0);
+    }
+    int status = 0;
+    REQUIRE(::waitpid(child, &status, 0) == child);
+    CHECK(WIFSIGNALED(status));
+    CHECK(as_text(Checkpoint::open(path, Log()).find("a")->data) == "first");
+  }
+  save_safetensors(path, true, {tensor("a", second)}, {});
+  CHECK(as_text(Checkpoint::open(path, Log()).find("a")->data) == second);
 }
 
 }  // namespace duet

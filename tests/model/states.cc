@@ -1,4 +1,6 @@
 // States: save, load, fork, move, reset, tuned initial states; bad state files leave the live state as it was.
+#include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -120,9 +122,77 @@ TEST_CASE("bad states are refused and change nothing") {
   future.replace(future.find("\"duet.version\":\"1\""), 18, "\"duet.version\":\"2\"");
   CHECK(load_bytes(s, future) == DUET_E_UNSUPPORTED);
 
+  std::string unchecked = good;  // numbers that are none, in a file without a checksum of ours
+  unchecked.replace(unchecked.find("duet.checksum"), 13, "some_checksum");
+  check(load_bytes(s, unchecked));
+  const float infinite = std::numeric_limits<float>::infinity();
+  std::memcpy(unchecked.data() + unchecked.size() - sizeof infinite, &infinite, sizeof infinite);
+  CHECK(load_bytes(s, unchecked) == DUET_E_NUMERIC);
+  CHECK(std::string(duet_last_error()).find("state.ffn_x") != std::string::npos);
+  CHECK(arrays(m, s) == before);
+
   std::vector<float> nan(before.wkv.size(), std::numeric_limits<float>::quiet_NaN());
   CHECK(duet_state_set(s.get(), 0, nullptr, nan.data(), nullptr) == DUET_E_NUMERIC);
   CHECK(arrays(m, s) == before);
+}
+
+TEST_CASE("official tuned states give the wkv state of every layer, token shift begins at zero") {
+  const auto lib = library();
+  const auto m = load(lib, golden::path("tiny.pth"), "reference");
+  const auto s = state(m);
+  (void)forward(session(m, DUET_MODE_PARALLEL), s, kText);
+  const auto want = arrays(m, s);
+  const auto tuned = [&](size_t n_layers) {  // F32 [H,N,N] (value, key) of each layer
+    std::string header = "{", data;
+    const size_t bytes = want.wkv.size() / 3 * sizeof(float);
+    for (size_t i = 0; i < n_layers; ++i) {
+      header += (i ? ",\"blocks." : "\"blocks.") + std::to_string(i) + R"(.att.time_state":{"dtype":"F32","shape":[2,64,64],"data_offsets":[)" + std::to_string(i * bytes) + "," +
+                std::to_string((i + 1) * bytes) + "]}";
+      data.append(reinterpret_cast<const char*>(want.wkv.data()) + i % 3 * bytes, bytes);
+    }
+    header += "}";
+    const uint64_t n = header.size();
+    return std::string(reinterpret_cast<const char*>(&n), sizeof n) + header + data;
+  };
+  CHECK(load_bytes(s, tuned(2)) == DUET_E_FORMAT);
+  CHECK(std::string(duet_last_error()).find("blocks.2.att.time_state") != std::string::npos);
+  CHECK(load_bytes(s, tuned(4)) == DUET_E_INVALID);
+  CHECK(arrays(m, s) == want);
+  check(load_bytes(s, tuned(3)));
+  const auto got = arrays(m, s);
+  CHECK(got.wkv == want.wkv);
+  CHECK(got.att_x == std::vector<float>(want.att_x.size()));
+  CHECK(got.ffn_x == std::vector<float>(want.ffn_x.size()));
+}
+
+TEST_CASE("a disk that is full at any byte leaves the old file as it was") {
+  const auto lib = library();
+  const auto m = load(lib, golden::path("tiny.pth"), "reference");
+  const auto s = state(m);
+  const auto folder = std::filesystem::temp_directory_path() / ("duet_full_disk_" + std::to_string(::getpid()));
+  std::filesystem::create_directory(folder);
+  const std::string path = folder / "state.safetensors";
+  check(duet_state_save_file(s.get(), 0, path.c_str()));
+  const std::string old = golden::slurp(path);
+  (void)forward(session(m, DUET_MODE_PARALLEL), s, kText);
+  const auto handler = ::signal(SIGXFSZ, SIG_IGN);
+  rlimit before{};
+  REQUIRE(::getrlimit(RLIMIT_FSIZE, &before) == 0);
+  for (size_t n = 0; n < old.size(); n = n < 16 ? n + 1 : n * 3 / 2) {
+    rlimit little = before;
+    little.rlim_cur = n;
+    ::setrlimit(RLIMIT_FSIZE, &little);
+    const duet_status r = duet_state_save_file(s.get(), 0, path.c_str());
+    ::setrlimit(RLIMIT_FSIZE, &before);
+    CHECK(r == DUET_E_IO);
+    CHECK(std::string(duet_last_error()).find("writing at byte " + std::to_string(n)) != std::string::npos);
+    CHECK(golden::slurp(path) == old);
+    CHECK(std::distance(std::filesystem::directory_iterator(folder), std::filesystem::directory_iterator()) == 1);
+  }
+  ::signal(SIGXFSZ, handler);
+  check(duet_state_save_file(s.get(), 0, path.c_str()));
+  CHECK(golden::slurp(path) != old);
+  std::filesystem::remove_all(folder);
 }
 
 TEST_CASE("restoring two sessions in turn gives the uninterrupted bits") {
