@@ -1,5 +1,7 @@
-// oneDNN, the way parallel mode uses it: always [32, depth] x [depth, 64] -> f32 [32, 64], on one thread, with a right-hand
-// side that pack_panel wrote. Fixed blocks keep a row's bits the same in every batch; docs and measurements: lab/notes.md.
+// oneDNN, the way parallel mode uses it: always [rows, depth] x [depth, 64] -> f32 [rows, 64], on one thread, with a right-hand
+// side that pack_panel wrote. Fixed blocks keep a row's bits the same in every batch, if the product treats all rows of a
+// block alike. With 32 rows it does so on AVX-512 and SSE4; on AVX2 it takes six rows at a time, and the last two of 32 in
+// another order, so there a block is padded to 36. This is not taken on trust: get() tries it. Measurements: lab/notes.md.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -13,6 +15,8 @@ namespace duet_cpu {
 struct Gemm {  // one depth and type; shared by all threads
   uint32_t index, depth;
   bool bf16;
+  size_t rows;  // 32, or kMaxTileRows
+  bool alike;   // equal rows of a block give equal bits
   size_t scratch_bytes;
   dnnl::matmul::primitive_desc desc;
   dnnl::matmul primitive;
@@ -23,11 +27,12 @@ class Gemms {
  public:
   Gemms();
   bool has_bf16() const { return has_bf16_; }  // else bf16 weights are widened while packing
-  const Gemm* get(uint32_t depth, bool bf16);  // [any-thread]; throws dnnl::error, std::bad_alloc
+  // NULL where no block's rows are alike: our own kernels do it. [any-thread]; throws dnnl::error, std::bad_alloc
+  const Gemm* get(uint32_t depth, bool bf16);
   const dnnl::engine& engine() const { return engine_; }
 
  private:
-  std::unique_ptr<Gemm> make(uint32_t depth, bool bf16);
+  std::unique_ptr<Gemm> make(uint32_t depth, bool bf16, size_t rows);
 
   dnnl::engine engine_;
   bool has_bf16_ = false;
@@ -40,7 +45,7 @@ class GemmThread {
  public:
   explicit GemmThread(const Gemms& gemms) : stream_(gemms.engine()) {}
   void prepare(const Gemm& g);  // may allocate; before run
-  // rows: (m) [32, depth]; tile: f32 [32, 64]
+  // rows: (m) [g.rows, depth]; tile: f32 [g.rows, 64]
   void run(const Gemm& g, const void* rows, const void* panel, float* tile, void* scratch);
 
  private:

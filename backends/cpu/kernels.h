@@ -49,7 +49,7 @@ size_t wkv_scratch_bytes(size_t N);
 void wkv(const Wkv& p, size_t head, size_t t0, size_t t1, float* S, void* scratch);
 
 // ---- product.cc: y = W x for a tile of outputs ----
-constexpr size_t kTileColumns = 64, kTileRows = 32;
+constexpr size_t kTileColumns = 64, kTileRows = 32, kMaxTileRows = 36;  // the latter: see gemm.h
 struct Matrix {
   const void* data = nullptr;  // aligned to its element only
   duet_dtype dtype = DUET_F32;

@@ -23,13 +23,13 @@ const void* block_rows(const Product& p, size_t row, size_t rows, Worker& w) {
   const size_t depth = p.w.in;
   const char* in = static_cast<const char*>(p.in) + row * depth * m_bytes(p.in_bf16);
   const bool widened = p.in_bf16 && !p.gemm->bf16;
-  if (rows == kTileRows && !widened) return in;
+  if (rows == p.gemm->rows && !widened) return in;
   const size_t row_bytes = depth * m_bytes(p.gemm->bf16);
   if (widened)
     widen(in, DUET_BF16, rows * depth, static_cast<float*>(w.rows));
   else
     std::memcpy(w.rows, in, rows * row_bytes);
-  std::memset(static_cast<char*>(w.rows) + rows * row_bytes, 0, (kTileRows - rows) * row_bytes);
+  std::memset(static_cast<char*>(w.rows) + rows * row_bytes, 0, (p.gemm->rows - rows) * row_bytes);
   return w.rows;
 }
 

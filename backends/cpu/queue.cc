@@ -92,7 +92,7 @@ void duetp_queue::prepare(const Gemm& g) {
 
 // One block for the regions and the private memory of all threads. Grows to the largest list so far.
 bool duetp_queue::reserve(const Program& p) {
-  const uint64_t tile = kTileRows * kTileColumns * sizeof(float);
+  const uint64_t tile = kMaxTileRows * kTileColumns * sizeof(float);
   Needs want = have_;
   want.include(p.needs);
   if (scratch_ && std::memcmp(&want, &have_, sizeof want) == 0) return true;

@@ -36,8 +36,8 @@ struct Worker {
   std::atomic<uint32_t>* next;  // of this phase: tasks that are not bound to a thread
   GemmThread* gemm;
   void* region[kRegions];
-  float* tile;    // [kTileRows, kTileColumns]
-  void* rows;     // [kTileRows, depth]: inputs, padded or widened
+  float* tile;    // [kMaxTileRows, kTileColumns]
+  void* rows;     // [kMaxTileRows, depth]: inputs, padded or widened
   void* panel;    // see pack_panel
   void* product;  // oneDNN's
   float* token;   // [2, C]

@@ -51,7 +51,7 @@ class Stage {
     const Gemm* g = call_.recurrent ? nullptr : call_.layer->gemm[id];
     if (!g) return;
     queue_.prepare(*g);
-    needs_.rows = std::max<uint64_t>(needs_.rows, kTileRows * static_cast<uint64_t>(g->depth) * m_bytes(g->bf16));
+    needs_.rows = std::max<uint64_t>(needs_.rows, kMaxTileRows * static_cast<uint64_t>(g->depth) * m_bytes(g->bf16));
     needs_.panel = std::max<uint64_t>(needs_.panel, padded_depth(g->depth, g->bf16) * kTileColumns * m_bytes(g->bf16));
     needs_.product = std::max<uint64_t>(needs_.product, g->scratch_bytes);
   }

@@ -4,8 +4,6 @@
 #include <array>
 #include <limits>
 
-#include "formats/view.h"
-
 namespace duet {
 namespace {
 
@@ -315,7 +313,8 @@ void Pickle::check_tensor(Ref arguments) const {
   need(item(arguments, 1), Kind::integer, "an offset that is");
   const Ref shape = need(item(arguments, 2), Kind::tuple, "a shape that is"), stride = need(item(arguments, 3), Kind::tuple, "strides that are");
   // before they are walked: a pickle can repeat a long tuple for a few bytes
-  if (count(shape) > kMaxRank || count(stride) > kMaxRank) bad("a tensor of {} dimensions, more than the {} allowed", std::max(count(shape), count(stride)), kMaxRank);
+  constexpr size_t kWalk = 64;  // pth.cc allows fewer, and names the tensor
+  if (count(shape) > kWalk || count(stride) > kWalk) bad("a tensor of {} dimensions", std::max(count(shape), count(stride)));
   each(shape, [&](Ref r) { need(r, Kind::integer, "a dimension that is"); });
   each(stride, [&](Ref r) { need(r, Kind::integer, "a stride that is"); });
   if (count(shape) != count(stride)) bad("a shape of {} dimensions with {} strides", count(shape), count(stride));
