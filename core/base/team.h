@@ -1,5 +1,5 @@
-// The library's one thread team. Threads are pinned to the physical cores of the process's affinity mask while they work,
-// spin for a moment between runs and then sleep; nothing spins while the library is idle.
+// The library's one thread team. Where it has a thread for each physical core of the process's affinity mask, they are pinned
+// while they work (fewer float: another team may have chosen the same cores). Threads spin for a moment between runs and then sleep; nothing spins while the library is idle.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -8,7 +8,7 @@ namespace duet {
 
 class Team {
  public:
-  // 0 = one thread per physical core of the affinity mask; at most 256. More threads than cores are allowed, unpinned.
+  // 0 = one thread per physical core of the affinity mask; at most 256. More threads than cores are allowed.
   explicit Team(uint32_t n_threads = 0);
   ~Team();
   uint32_t size() const;
