@@ -1,7 +1,6 @@
 #include "exec/model.h"
 
 #include <cstdio>
-#include <fstream>
 
 namespace duet {
 namespace {
@@ -14,12 +13,15 @@ uint64_t elements(const duetp_tensor& t) {
 
 // Memory that this process could still have, swap included; 0 = unknown.
 uint64_t free_host_memory() {
-  std::ifstream info("/proc/meminfo");
+  std::FILE* info = std::fopen("/proc/meminfo", "re");  // not a stream: those keep failures of memory to themselves
+  if (info == nullptr) return 0;
   uint64_t kib = 0;
-  for (std::string line; std::getline(info, line);) {
+  char line[128];
+  while (std::fgets(line, sizeof line, info)) {
     unsigned long long value = 0;
-    if (std::sscanf(line.c_str(), "MemAvailable: %llu kB", &value) == 1 || std::sscanf(line.c_str(), "SwapFree: %llu kB", &value) == 1) kib += value;
+    if (std::sscanf(line, "MemAvailable: %llu kB", &value) == 1 || std::sscanf(line, "SwapFree: %llu kB", &value) == 1) kib += value;
   }
+  std::fclose(info);
   return kib * 1024;
 }
 
