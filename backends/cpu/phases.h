@@ -1,5 +1,6 @@
 // The phases that the nine stages are made of. Each divides its output among the threads; see queue.h.
 #pragma once
+#include <cstdint>
 #include "queue.h"
 
 namespace duet_cpu {

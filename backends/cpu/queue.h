@@ -3,6 +3,7 @@
 // earlier one wrote (or writes what it read) since the last barrier. A recording is such a list that is kept.
 #pragma once
 #include <atomic>
+#include <cstdint>
 #include <initializer_list>
 #include <memory>
 #include <vector>

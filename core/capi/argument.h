@@ -1,6 +1,7 @@
 // Checks of what callers hand over.
 #pragma once
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <string>
 

@@ -1,5 +1,6 @@
 // RWKV-7's forward pass, written once, in the stages of duet_plugin.h.
 #pragma once
+#include <cstdint>
 #include "exec/model.h"
 
 namespace duet {

@@ -1,5 +1,6 @@
 // The loop that everybody writes, written once: read a prompt, draw tokens, stream whole characters, stop.
 #pragma once
+#include <cstdint>
 #include <functional>
 #include <string>
 

@@ -1,5 +1,6 @@
 // What all objects of one duet_library share. Objects hold it by shared_ptr, so it outlives them.
 #pragma once
+#include <cstdint>
 #include <unistd.h>
 
 #include "base/error.h"

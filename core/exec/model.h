@@ -1,5 +1,6 @@
 // Immutable weights on one device.
 #pragma once
+#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <string>

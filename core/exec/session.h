@@ -1,6 +1,7 @@
 // Runs batches of tokens through a model in one of the two modes: scratch memory, a queue, recordings.
 #pragma once
 #include <atomic>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>

@@ -1,6 +1,7 @@
 // The memory of n sequences on a model's device.
 #pragma once
 #include <atomic>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>

@@ -2,6 +2,7 @@
 // Renaming, transposing and splitting only change windows; the data move once, at the end, if they have to move at all.
 #pragma once
 #include <array>
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <map>

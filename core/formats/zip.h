@@ -2,6 +2,7 @@
 // to the central directory. There is exactly one way to read such a file; whatever leaves room for a second reading
 // (gaps, overlaps, duplicates, bytes before or after, headers that differ) is refused. Names are keys, never paths.
 #pragma once
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <vector>

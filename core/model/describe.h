@@ -1,5 +1,6 @@
 // What a file holds, for people and programs: the JSON of duet_file_info.
 #pragma once
+#include <cstdint>
 #include <string>
 
 #include "formats/checkpoint.h"

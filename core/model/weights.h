@@ -1,5 +1,6 @@
 // Where the weights of a model come from, one layer at a time: a checkpoint, or a generator.
 #pragma once
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>

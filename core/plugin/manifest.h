@@ -1,5 +1,6 @@
 // `<id>.duet.json`, which stands beside a plugin's library and says what it is before anything is opened.
 #pragma once
+#include <cstdint>
 #include <string>
 
 namespace duet {

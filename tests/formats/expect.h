@@ -1,5 +1,6 @@
 // What a test says about an input that must be refused.
 #pragma once
+#include <cstdint>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>

@@ -1,5 +1,6 @@
 // The whole network on a device, stage after stage, in Duet's order and with its reuse of memory.
 #pragma once
+#include <cstdint>
 #include "stage.h"
 
 namespace stages {

@@ -1,5 +1,6 @@
 // Frames and states of a device under test.
 #pragma once
+#include <cstdint>
 #include <numeric>
 
 #include "model.h"

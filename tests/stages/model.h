@@ -1,6 +1,7 @@
 // Random weights of one small shape, in canonical tensors that lie at addresses aligned to their element and no better.
 #pragma once
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <vector>

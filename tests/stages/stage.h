@@ -1,5 +1,6 @@
 // One stage, run on any device: its arguments by name, filled with random numbers, and what it leaves in them.
 #pragma once
+#include <cstdint>
 #include <map>
 #include <string>
 

@@ -1,6 +1,7 @@
 // Small model files made in memory, to be bent by the tests.
 #pragma once
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <string>
 #include <vector>
