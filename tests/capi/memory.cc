@@ -115,7 +115,7 @@ TEST_CASE("memory that runs out at any allocation is an error, loses nothing, an
   std::string buffer(size_t{1} << 20, '\0');
   const auto run = [&] { return everything(model.c_str(), vocabulary.c_str(), buffer.data(), buffer.size()); };
   for (int i = 0; i < 2; ++i) check(run());  // what is made once and kept
-  int64_t wrong = 0, lost = 0, failures = 0, first = -1;
+  int64_t wrong = 0, lost = 0, failures = 0, first = -1, optional = 0;
   bool done = false;
   for (int64_t k = 0; !done; k += 1 + k / 60) {
     for (const bool for_good : {false, true}) {
@@ -127,7 +127,9 @@ TEST_CASE("memory that runs out at any allocation is an error, loses nothing, an
       g_until = -1;
       done = g_failed == 0;
       failures += !done;
-      const bool ok = s == (done ? DUET_OK : DUET_E_MEMORY);
+      const bool unnoticed = !done && s == DUET_OK && !for_good;  // one that nobody needs: of a log message, say
+      optional += unnoticed;
+      const bool ok = unnoticed || s == (done ? DUET_OK : DUET_E_MEMORY);
       wrong += !ok;
       lost += g_live - live;
       if ((!ok || g_live != live) && first < 0) {
@@ -139,6 +141,7 @@ TEST_CASE("memory that runs out at any allocation is an error, loses nothing, an
   }
   CHECK(failures > 200);  // the library does use our operator new
   CHECK(wrong == 0);
+  CHECK(optional * 20 < failures);
   CHECK(lost == 0);
   check(run());
 }
