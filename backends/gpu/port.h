@@ -1,0 +1,77 @@
+// What CUDA and HIP have under two names, under one: the kernels in this folder include this and neither vendor's header.
+#pragma once
+#if defined(__HIP__)
+#include <hip/hip_bf16.h>
+#include <hip/hip_fp16.h>
+#include <hip/hip_runtime.h>
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#endif
+#include <cstdint>
+
+namespace duet_gpu {
+
+#if defined(__HIP__)
+using Stream = hipStream_t;
+using Error = hipError_t;
+using bf16 = __hip_bfloat16;
+constexpr Error kSuccess = hipSuccess;
+#else
+using Stream = cudaStream_t;
+using Error = cudaError_t;
+using bf16 = __nv_bfloat16;
+constexpr Error kSuccess = cudaSuccess;
+#endif
+using f16 = __half;
+
+// Dependent launch. Where the hardware has it, a kernel may start while the one before it in the stream still runs:
+//  - every thread of every kernel calls wait_for_inputs() before it touches memory that any earlier kernel writes or reads
+//    (weights are written by none), also the threads that then have nothing to do: what comes after counts on it;
+//  - let_next_start() lets the next kernel come as soon as this one leaves room for it. Call it first.
+__device__ __forceinline__ void let_next_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_inputs() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Enqueues kernel<<<grid, block, shared>>>(args...) as a dependent launch.
+template <class... Parameters, class... Arguments>
+Error launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream, Arguments&&... arguments) {
+#if defined(__HIP__)
+  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
+  return hipGetLastError();
+#else
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+#endif
+}
+
+__device__ __forceinline__ float to_f32(float x) { return x; }
+__device__ __forceinline__ float to_f32(bf16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_f32(f16 x) { return __half2float(x); }
+template <class T>
+__device__ __forceinline__ T from_f32(float x);
+template <>
+__device__ __forceinline__ float from_f32<float>(float x) { return x; }
+template <>
+__device__ __forceinline__ bf16 from_f32<bf16>(float x) { return __float2bfloat16_rn(x); }
+template <>
+__device__ __forceinline__ f16 from_f32<f16>(float x) { return __float2half_rn(x); }
+
+}  // namespace duet_gpu
