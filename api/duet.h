@@ -168,7 +168,7 @@ typedef struct duet_session duet_session;
 typedef struct duet_session_options {
   uint32_t size;
   duet_mode mode;
-  uint32_t max_tokens; /* tokens that one pass computes at once; longer batches are fed in pieces. 0 = 512 */
+  uint32_t max_tokens; /* tokens that one pass computes at once; longer batches are fed in pieces. 0 = 512 on a CPU, 2048 on a GPU */
   uint32_t reserved;
 } duet_session_options;
 typedef struct duet_batch {

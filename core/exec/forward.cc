@@ -25,10 +25,12 @@ class Arena {
   uint64_t elements_, at_ = 0;
 };
 
-uint64_t lay_out(Activations& a, duetp_buffer* buffer, const duetp_shape& shape, duet_dtype weights, uint32_t n_tokens) {
-  Arena arena(buffer, uint64_t{n_tokens} * shape.n_embd);
-  for (duetp_ref* m : {&a.xr, &a.xw, &a.xk, &a.xv, &a.xa, &a.xg}) *m = arena.next(matrix_input(weights));
-  for (duetp_ref* f : {&a.x, &a.r, &a.k, &a.v, &a.w, &a.a, &a.g, &a.lv, &a.kk, &a.v_first}) *f = arena.next(DUET_F32);
+uint64_t lay_out(Activations& a, duetp_buffer* buffer, const Model& model, uint32_t n_tokens) {
+  Arena arena(buffer, uint64_t{n_tokens} * model.shape().n_embd);
+  for (duetp_ref* f : {&a.x, &a.v_first}) *f = arena.next(DUET_F32);
+  if (model.device().layers || model.device().step) return arena.bytes();
+  for (duetp_ref* m : {&a.xr, &a.xw, &a.xk, &a.xv, &a.xa, &a.xg}) *m = arena.next(matrix_input(model.weights()));
+  for (duetp_ref* f : {&a.r, &a.k, &a.v, &a.w, &a.a, &a.g, &a.lv, &a.kk}) *f = arena.next(DUET_F32);
   a.y = a.lv;
   a.o = a.xr;
   return arena.bytes();
@@ -102,14 +104,12 @@ void channel_mix(const Pass& p, uint32_t i) { Call(p, i).in({p.act.x}).out({p.ac
 
 }  // namespace
 
-uint64_t Activations::bytes(const duetp_shape& shape, duet_dtype weights, uint32_t n_tokens) {
+uint64_t Activations::bytes(const Model& model, uint32_t n_tokens) {
   Activations a;
-  return lay_out(a, nullptr, shape, weights, n_tokens);
+  return lay_out(a, nullptr, model, n_tokens);
 }
 
-Activations::Activations(duetp_buffer* arena, const duetp_shape& shape, duet_dtype weights, uint32_t n_tokens) {
-  lay_out(*this, arena, shape, weights, n_tokens);
-}
+Activations::Activations(duetp_buffer* arena, const Model& model, uint32_t n_tokens) { lay_out(*this, arena, model, n_tokens); }
 
 void forward_layers(const Pass& p) {
   const Device& d = p.model.device();

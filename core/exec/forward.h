@@ -6,7 +6,8 @@
 namespace duet {
 
 // Device memory of one pass over at most `n_tokens` tokens. All [n_tokens, C]; f32, but for the matrix inputs (m), which
-// have the weights' dtype when that is bf16. One arena; refs that are never alive together share memory.
+// have the weights' dtype when that is bf16. One arena; refs that are never alive together share memory. A device that runs
+// whole layers keeps all but x and v_first to itself: the others are none.
 struct Activations {
   duetp_ref x{};                        // residual stream
   duetp_ref xr{}, xw{}, xk{}, xv{}, xa{}, xg{};  // (m) token-shifted inputs
@@ -14,8 +15,8 @@ struct Activations {
   duetp_ref lv{}, kk{}, v_first{};      // value residual's low-rank output; removal key; layer 0's value
   duetp_ref y{}, o{};                   // wkv output (shares lv); gated output (m, shares xr)
   Activations() = default;
-  static uint64_t bytes(const duetp_shape& shape, duet_dtype weights, uint32_t n_tokens);
-  Activations(duetp_buffer* arena, const duetp_shape& shape, duet_dtype weights, uint32_t n_tokens);
+  static uint64_t bytes(const Model& model, uint32_t n_tokens);
+  Activations(duetp_buffer* arena, const Model& model, uint32_t n_tokens);
 };
 
 struct Pass {

@@ -9,6 +9,8 @@ namespace {
 
 constexpr uint32_t kRowBlock = 64;      // rows of logits in device memory at once
 constexpr size_t kMaxRecordings = 8;
+// Tokens of a pass unless the user says otherwise: enough for the device's arithmetic to be what takes the time.
+constexpr uint32_t kPass = 512, kPassOfAccelerator = 2048;
 
 constexpr duetp_ref kNone{nullptr, 0, 0, 0};
 
@@ -47,7 +49,8 @@ struct Session::Recording {
 };
 
 Session::Session(std::shared_ptr<Model> model, duet_mode mode, uint32_t max_tokens)
-    : model_(std::move(model)), device_(model_->device()), mode_(mode), max_tokens_(max_tokens ? max_tokens : 512) {
+    : model_(std::move(model)), device_(model_->device()), mode_(mode), max_tokens_(max_tokens) {
+  if (max_tokens_ == 0) max_tokens_ = device_.has(DUETP_CAP_HOST_VISIBLE) ? kPass : kPassOfAccelerator;
   if (device_.step && !device_.head.fn) max_tokens_ = std::min(max_tokens_, kRowBlock);  // rung 3 alone: all rows of a pass in one step
   check_plugin(device_, device_.table.queue_new(device_.memory_self, &queue_));
 }
@@ -85,8 +88,8 @@ void Session::reserve(uint32_t n_tokens, uint32_t n_rows, const Rows& rows) {
     const uint32_t capacity = std::min(std::max(std::bit_ceil(n_tokens), 16u), std::max(max_tokens_, n_tokens));
     free_buffer(arena_);
     free_buffer(frame_);
-    arena_ = new_buffer(Activations::bytes(s, model_->weights(), capacity));
-    act_ = Activations(arena_, s, model_->weights(), capacity);
+    arena_ = new_buffer(Activations::bytes(*model_, capacity));
+    act_ = Activations(arena_, *model_, capacity);
     frame_ = new_buffer(FrameLayout(capacity).size * sizeof(int32_t));
     staging_.assign(FrameLayout(capacity).size, 0);
     token_capacity_ = capacity;

@@ -1,6 +1,7 @@
 // The C API with owners, for tests.
 #pragma once
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -67,13 +68,21 @@ inline Tokenizer tokenizer(const Model& m) {
   return Tokenizer(t);
 }
 
-// Whether this build has the CPU plugin (it always does, unless it was configured away).
-inline std::vector<const char*> backends() {
+// The backends that tests run on: what this build always has, or the words of DUET_TEST_BACKENDS ("reference,cuda"), as on a
+// machine with a device of its own.
+inline const std::vector<const char*>& backends() {
+  static const std::vector<const char*> list = [] {
+    const char* asked = std::getenv("DUET_TEST_BACKENDS");
 #ifdef DUET_HAS_CPU
-  return {"reference", "cpu"};
+    static std::string words = asked ? asked : "reference,cpu";
 #else
-  return {"reference"};
+    static std::string words = asked ? asked : "reference";
 #endif
+    std::vector<const char*> out;
+    for (char* word = std::strtok(words.data(), ","); word; word = std::strtok(nullptr, ",")) out.push_back(word);
+    return out;
+  }();
+  return list;
 }
 
 struct Batch {

@@ -1,0 +1,125 @@
+// The objects behind the opaque types of duet_plugin.h, and the device that makes them.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cublas.h"
+#include "duet_plugin.h"
+
+namespace duet_cuda {
+
+struct Failure : std::exception {
+  duet_status code;
+  std::string text;
+  Failure(duet_status c, std::string t) : code(c), text(std::move(t)) {}
+  const char* what() const noexcept override { return text.c_str(); }
+};
+
+// Device memory with an owner.
+class Memory {
+ public:
+  Memory() = default;
+  Memory(Memory&& o) noexcept : data_(std::exchange(o.data_, nullptr)), bytes_(std::exchange(o.bytes_, 0)) {}
+  Memory& operator=(Memory&& o) noexcept {
+    std::swap(data_, o.data_);
+    std::swap(bytes_, o.bytes_);
+    return *this;
+  }
+  ~Memory() { cudaFree(data_); }
+  char* data() const { return static_cast<char*>(data_); }
+  uint64_t bytes() const { return bytes_; }
+
+ private:
+  friend struct Device;
+  void* data_ = nullptr;
+  uint64_t bytes_ = 0;
+};
+
+struct Device {
+  const duetp_host* host;
+  duetp_device table;
+  int index;
+  cudaStream_t setup;  // for what must be done before a queue's next work, also while that queue records
+  Cublas cublas;
+  std::mutex fault_mutex;
+  std::string fault;  // the first error after which the driver refuses everything; empty while all is well
+
+  duet_status fail(duet_status code, const char* text) const { return host->fail(host->self, code, text); }
+  // Throws Failure unless `e` is success; `what` is what was being done.
+  void check(cudaError_t e, const char* what);
+  // Uninitialised device memory; on failure the message says what for, how much was needed and how much is free.
+  Memory allocate(uint64_t bytes, const char* what);
+  void zero(const Memory& m);  // and waits for it
+};
+
+// Runs f at the border: on this device, no exception comes out, and after a fault of the device f does not run at all.
+template <class F>
+duet_status guarded(void* self, F&& f) {
+  Device& d = *static_cast<Device*>(self);
+  try {
+    {
+      std::lock_guard lock(d.fault_mutex);
+      if (!d.fault.empty()) throw Failure(DUET_E_DEVICE, d.fault);
+    }
+    d.check(cudaSetDevice(d.index), "choosing the device");
+    f(d);
+    return DUET_OK;
+  } catch (const Failure& e) {
+    return d.fail(e.code, e.what());
+  } catch (const std::bad_alloc&) {
+    return d.fail(DUET_E_MEMORY, "the CUDA backend is out of host memory");
+  } catch (const std::exception& e) {
+    return d.fail(DUET_E_INTERNAL, e.what());
+  }
+}
+
+void fill_memory_slots(duetp_device& table);  // memory.cc
+void fill_layer_slots(duetp_device& table);   // layer.cc
+void fill_state_slots(duetp_device& table);   // state.cc
+void fill_queue_slots(duetp_device& table);   // queue.cc
+extern const duetp_ops kOps;                  // stages.cc
+const char* refuses(void* self, const duetp_shape* shape, duet_dtype weights, uint32_t rung);  // layer.cc
+
+}  // namespace duet_cuda
+
+struct duetp_buffer {
+  duet_cuda::Memory memory;
+};
+
+// All weights of a layer in one piece of device memory. Vectors are f32. Matrices have the layer's dtype and lie as the kernels
+// read them: the products' [out,in] (the low-rank pairs too, which come as [in,out]), but ffn_value [F,C], so that a zero of
+// relu^2 is a row that need not be read. R, K and V follow one another.
+struct duetp_layer {
+  duetp_shape shape;
+  uint32_t index;
+  duet_dtype weights;
+  duet_cuda::Memory memory;
+  uint64_t offset[DUETP_T_COUNT];  // of the tensor in `memory`; kAbsent where there is none
+  uint32_t rows[DUETP_T_COUNT], columns[DUETP_T_COUNT];  // as they lie in memory
+  bool transposed[DUETP_T_COUNT];                        // against the canonical form
+  static constexpr uint64_t kAbsent = ~0ull;
+  bool bf16() const { return weights == DUET_BF16; }
+  bool has(uint32_t id) const { return offset[id] != kAbsent; }
+  const void* matrix(uint32_t id) const { return has(id) ? memory.data() + offset[id] : nullptr; }
+  const float* vector(uint32_t id) const { return static_cast<const float*>(matrix(id)); }
+};
+
+// f32 [n_slots][L]: att_x [C], S [H][N value][N key], ffn_x [C]
+struct duetp_state {
+  duetp_shape shape;
+  uint32_t n_slots;
+  uint64_t layer, slot;  // floats of a layer, of a slot
+  duet_cuda::Memory memory;
+  float* att_x(uint32_t l) const { return reinterpret_cast<float*>(memory.data()) + l * layer; }  // of slot 0
+  float* wkv(uint32_t l) const { return att_x(l) + shape.n_embd; }
+  float* ffn_x(uint32_t l) const { return wkv(l) + static_cast<uint64_t>(shape.n_embd) * shape.head_size; }
+};

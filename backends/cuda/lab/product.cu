@@ -1,0 +1,203 @@
+// Checks the products of few rows against double precision on many shapes:
+//   nvcc -std=c++20 -O2 -arch=native -Ibackends/cuda -Ibackends -Iapi backends/cuda/lab/product.cu backends/cuda/product.cu -o product && ./product
+// Outputs start as NaN, rows beyond those in use must stay so, and a second run must give the same bits.
+#include "product.h"
+
+#include <cmath>
+#include <memory>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+using namespace duet_cuda;
+
+namespace {
+
+uint64_t state = 88172645463325252ull;
+float uniform() {
+  state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+  return static_cast<float>(static_cast<int32_t>(state >> 32)) * 0x1p-31f;
+}
+
+struct Tensor {
+  duet_dtype dtype;
+  std::vector<double> value;  // as stored, after rounding
+  void* device = nullptr;
+  uint64_t bytes = 0;
+  Tensor(duet_dtype t, size_t n, double zeros = 0, float scale = 1) : dtype(t), value(n) {
+    std::vector<char> raw(n * (t == DUET_F32 ? 4 : 2));
+    bytes = raw.size();
+    for (size_t i = 0; i < n; ++i) {
+      const float v = uniform() * 0.5f + 0.5f < zeros ? 0 : uniform() * scale;
+      if (t == DUET_F32) std::memcpy(&raw[4 * i], &v, 4), value[i] = v;
+      if (t == DUET_BF16) {
+        const __nv_bfloat16 h = __float2bfloat16_rn(v);
+        std::memcpy(&raw[2 * i], &h, 2), value[i] = __bfloat162float(h);
+      }
+      if (t == DUET_F16) {
+        const __half h = __float2half_rn(v);
+        std::memcpy(&raw[2 * i], &h, 2), value[i] = __half2float(h);
+      }
+    }
+    if (cudaMalloc(&device, bytes) != cudaSuccess) std::printf("out of memory\n"), std::exit(1);
+    cudaMemcpy(device, raw.data(), bytes, cudaMemcpyHostToDevice);
+  }
+  ~Tensor() { cudaFree(device); }
+  Tensor(const Tensor&) = delete;
+};
+
+double decode(const std::vector<char>& raw, bool bf16, size_t i) {
+  if (!bf16) return reinterpret_cast<const float*>(raw.data())[i];
+  uint32_t u = static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(raw.data())[i]) << 16;
+  float f;
+  std::memcpy(&f, &u, 4);
+  return f;
+}
+
+double apply(Finish f, double p) {
+  switch (f) {
+    case Finish::tanh_input: return std::tanh(p);
+    case Finish::sigmoid_input: return 1 / (1 + std::exp(-p));
+    case Finish::relu_squared_input: return p > 0 ? p * p : 0;
+    default: return p;
+  }
+}
+
+int failures = 0, cases = 0;
+double worst = 0;
+
+void report(double error, double limit, const char* what, uint32_t rows, uint32_t used, uint32_t n_in, uint32_t n_out, duet_dtype t, bool same) {
+  ++cases;
+  worst = std::max(worst, error / limit);
+  if (error <= limit && same) return;
+  ++failures;
+  if (failures < 40) std::printf("FAILED %s: rows %u of %u, in %u, out %u, dtype %d: error %.3g, limit %.3g%s\n", what, used, rows, n_in, n_out, t, error, limit, same ? "" : ", other bits the second time");
+}
+
+int32_t* used_counts(uint32_t n) {
+  int32_t *d = nullptr, h[3] = {static_cast<int32_t>(n), 0, 0};
+  cudaMalloc(&d, sizeof h);
+  cudaMemcpy(d, h, sizeof h, cudaMemcpyHostToDevice);
+  return d;
+}
+
+void check_group(uint32_t rows, uint32_t used, uint32_t n_in, uint32_t n_out, duet_dtype t) {
+  const bool bf16 = t == DUET_BF16;
+  const Finish finishes[] = {Finish::store, Finish::add, Finish::tanh_input, Finish::input, Finish::sigmoid_input, Finish::relu_squared_input};
+  std::vector<std::unique_ptr<Tensor>> w, x;
+  std::vector<void*> y(6);
+  Products p{};
+  std::vector<std::vector<char>> first(6);
+  std::vector<std::vector<float>> before(6);
+  p.used = used_counts(used);
+  p.n_rows = rows;
+  p.weights = t;
+  p.n = 6;
+  for (int i = 0; i < 6; ++i) {
+    const uint32_t out = i % 2 ? n_out : (n_out + 1) / 2 + 3;
+    w.push_back(std::make_unique<Tensor>(t, size_t{out} * n_in));
+    x.push_back(std::make_unique<Tensor>(bf16 ? DUET_BF16 : DUET_F32, size_t{rows} * n_in, 0, 1 / std::sqrt(float(n_in))));
+    before[i].resize(size_t{rows} * out);
+    for (float& f : before[i]) f = finishes[i] == Finish::add ? uniform() : NAN;
+    cudaMalloc(&y[i], before[i].size() * 4);
+    p.item[i] = {w[i]->device, x[i]->device, y[i], out, n_in, finishes[i]};
+  }
+  bool same = true;
+  for (int run = 0; run < 2; ++run) {
+    for (int i = 0; i < 6; ++i) {
+      cudaMemcpy(y[i], before[i].data(), before[i].size() * 4, cudaMemcpyHostToDevice);
+      if (finishes[i] != Finish::add) cudaMemset(y[i], 0xff, before[i].size() * 4);
+    }
+    const Error e = products(p, nullptr);
+    const Error s = cudaDeviceSynchronize();
+    if (e != cudaSuccess || s != cudaSuccess) std::printf("FAILED products: %s %s (rows %u in %u out %u dtype %d)\n", cudaGetErrorString(e), cudaGetErrorString(s), rows, n_in, n_out, t), std::exit(1);
+    for (int i = 0; i < 6; ++i) {
+      std::vector<char> raw(before[i].size() * 4);
+      cudaMemcpy(raw.data(), y[i], raw.size(), cudaMemcpyDeviceToHost);
+      if (run == 0) first[i] = raw;
+      same = same && std::memcmp(raw.data(), first[i].data(), raw.size()) == 0;
+    }
+  }
+  for (int i = 0; i < 6; ++i) {
+    const uint32_t out = p.item[i].n_out;
+    const bool as_input = finishes[i] != Finish::store && finishes[i] != Finish::add, half = as_input && bf16;
+    double error = 0;
+    for (uint32_t r = 0; r < rows; ++r)
+      for (uint32_t o = 0; o < out; ++o) {
+        const double got = decode(first[i], half, size_t{r} * out + o);
+        if (r >= used) {
+          const bool untouched = finishes[i] == Finish::add ? got == before[i][size_t{r} * out + o] : std::isnan(got);
+          if (!untouched) error = 1e9;
+          continue;
+        }
+        double sum = 0;
+        for (uint32_t k = 0; k < n_in; ++k) sum += w[i]->value[size_t{o} * n_in + k] * x[i]->value[size_t{r} * n_in + k];
+        double want = apply(finishes[i], sum);
+        if (finishes[i] == Finish::add) want += before[i][size_t{r} * out + o];
+        const double e = std::fabs(got - want);
+        error = e <= error ? error : e;  // NaN gets through
+        if (std::isnan(e)) error = 1e9;
+      }
+    report(error, half ? 8e-3 : 1e-5, "products", rows, used, n_in, out, t, same);
+    cudaFree(y[i]);
+  }
+  cudaFree(const_cast<int32_t*>(p.used));
+}
+
+void check_skipping(uint32_t rows, uint32_t used, uint32_t n_in, uint32_t n_out, duet_dtype t, double zeros) {
+  Tensor w(t, size_t{n_in} * n_out), u(t == DUET_BF16 ? DUET_BF16 : DUET_F32, size_t{rows} * n_in, zeros, 1 / std::sqrt(float(n_in)));
+  std::vector<float> before(size_t{rows} * n_out), got(before.size()), second(before.size());
+  for (float& f : before) f = uniform();
+  SkippingProduct p{};
+  p.w = w.device, p.u = u.device;
+  p.n_in = n_in, p.n_out = n_out, p.n_rows = rows, p.weights = t;
+  p.used = used_counts(used);
+  void* scratch = nullptr;
+  const uint64_t bytes = skipping_scratch_bytes(n_out, rows);
+  cudaMalloc(&p.x, before.size() * 4), cudaMalloc(&scratch, bytes);
+  cudaMemset(scratch, 0, bytes);
+  for (std::vector<float>* out : {&got, &second}) {
+    cudaMemcpy(p.x, before.data(), before.size() * 4, cudaMemcpyHostToDevice);
+    const Error e = skipping_product(p, scratch, nullptr), s = cudaDeviceSynchronize();
+    if (e != cudaSuccess || s != cudaSuccess) std::printf("FAILED skipping_product: %s %s (rows %u in %u out %u dtype %d)\n", cudaGetErrorString(e), cudaGetErrorString(s), rows, n_in, n_out, t), std::exit(1);
+    cudaMemcpy(out->data(), p.x, before.size() * 4, cudaMemcpyDeviceToHost);
+  }
+  double error = 0;
+  for (uint32_t r = 0; r < rows; ++r)
+    for (uint32_t c = 0; c < n_out; ++c) {
+      double want = before[size_t{r} * n_out + c];
+      for (uint32_t f = 0; r < used && f < n_in; ++f) want += u.value[size_t{r} * n_in + f] * w.value[size_t{f} * n_out + c];
+      const double e = std::fabs(got[size_t{r} * n_out + c] - want);
+      error = e <= error ? error : e;
+      if (std::isnan(e)) error = 1e9;
+    }
+  report(error, 1e-5, "skipping_product", rows, used, n_in, n_out, t, std::memcmp(got.data(), second.data(), got.size() * 4) == 0);
+  cudaFree(p.x), cudaFree(scratch), cudaFree(const_cast<int32_t*>(p.used));
+}
+
+}  // namespace
+
+int main() {
+  setvbuf(stdout, nullptr, _IOLBF, 0);
+  for (const duet_dtype t : {DUET_BF16, DUET_F16, DUET_F32})
+    for (const uint32_t rows : {1u, 2u, 7u, 8u, 9u, 16u, 17u, 33u})
+      for (const uint32_t n_in : {8u, 40u, 64u, 96u, 100u, 768u, 1000u})
+        for (const uint32_t n_out : {8u, 37u, 768u}) {
+          if (rows > 9 && n_in * n_out > 100000) continue;
+          check_group(rows, rows, n_in, n_out, t);
+          if (rows > 2) check_group(rows, rows - 2, n_in, n_out, t);
+        }
+  std::printf("products: %d cases, %d failures, worst share of the limit %.2f\n", cases, failures, worst);
+  cases = 0, worst = 0;
+  for (const duet_dtype t : {DUET_BF16, DUET_F16, DUET_F32})
+    for (const uint32_t rows : {1u, 2u, 8u, 9u, 16u, 17u, 40u})
+      for (const uint32_t n_in : {16u, 48u, 200u, 3072u, 4100u})
+        for (const uint32_t n_out : {8u, 64u, 72u, 128u, 768u})
+          for (const double zeros : {0.0, 0.5, 0.9, 1.1}) {
+            if (rows > 2 && n_in * n_out > 300000) continue;
+            check_skipping(rows, rows, n_in, n_out, t, zeros);
+            if (rows > 2) check_skipping(rows, rows - 1, n_in, n_out, t, zeros);
+          }
+  std::printf("skipping_product: %d cases, %d failures, worst share of the limit %.2f\n", cases, failures, worst);
+  return failures ? 1 : 0;
+}

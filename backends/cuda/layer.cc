@@ -1,0 +1,95 @@
+// Weights on the device: one piece of memory a layer, laid out as the kernels read it.
+#include <algorithm>
+#include <cstdio>
+
+#include "device.h"
+#include "gpu/norm.h"
+#include "gpu/shape.h"
+
+namespace duet_cuda {
+namespace {
+
+bool is_low_rank(uint32_t id) { return id >= DUETP_T_W1 && id <= DUETP_T_G2; }
+bool is_matrix(uint32_t id) {
+  return is_low_rank(id) || (id >= DUETP_T_RECEPTANCE && id <= DUETP_T_OUTPUT) || id == DUETP_T_FFN_KEY || id == DUETP_T_FFN_VALUE || id == DUETP_T_EMB || id == DUETP_T_HEAD;
+}
+uint32_t element_bytes(duet_dtype t) { return t == DUET_F32 ? 4 : 2; }
+
+duet_status layer_new(void* self, const duetp_layer_desc* desc, duetp_layer** out) {
+  return guarded(self, [&](Device& d) {
+    if (const char* why = refuses(self, desc->shape, desc->weights, 1)) throw Failure(DUET_E_UNSUPPORTED, why);
+    if (desc->flags) throw Failure(DUET_E_UNSUPPORTED, "the CUDA backend does not train");
+    auto l = std::make_unique<duetp_layer>();
+    l->shape = *desc->shape;
+    l->index = desc->index;
+    l->weights = desc->weights;
+    std::fill(std::begin(l->offset), std::end(l->offset), duetp_layer::kAbsent);
+    uint64_t bytes = 0, largest = 0;
+    for (uint32_t id = 0; id < desc->n_tensors && id < DUETP_T_COUNT; ++id) {
+      const duetp_tensor* t = desc->tensors[id];
+      if (!t || !t->data) continue;
+      l->transposed[id] = is_low_rank(id) || id == DUETP_T_FFN_VALUE;
+      const uint32_t rows = is_matrix(id) ? t->dim[0] : 1, columns = is_matrix(id) ? t->dim[1] : static_cast<uint32_t>(t->bytes / sizeof(float));
+      l->rows[id] = l->transposed[id] ? columns : rows;
+      l->columns[id] = l->transposed[id] ? rows : columns;
+      l->offset[id] = bytes;
+      // R, K and V have no gap between them: one batched product reads them
+      const bool followed = id == DUETP_T_RECEPTANCE || id == DUETP_T_KEY;
+      bytes += followed ? t->bytes : (t->bytes + 255) / 256 * 256;
+      if (l->transposed[id]) largest = std::max(largest, t->bytes);
+    }
+    char what[48];
+    std::snprintf(what, sizeof what, desc->index == desc->shape->n_layer ? "embedding and head" : "layer %u", desc->index);
+    l->memory = d.allocate(bytes, what);
+    const Memory staging = d.allocate(largest, what);
+    for (uint32_t id = 0; id < DUETP_T_COUNT; ++id) {
+      if (!l->has(id)) continue;
+      const duetp_tensor& t = *desc->tensors[id];
+      char* to = l->memory.data() + l->offset[id];
+      d.check(cudaMemcpyAsync(l->transposed[id] ? staging.data() : to, t.data, t.bytes, cudaMemcpyHostToDevice, d.setup), "uploading weights");
+      if (l->transposed[id]) d.check(duet_gpu::transpose(staging.data(), to, t.dim[0], t.dim[1], element_bytes(t.dtype), d.setup), "transposing weights");
+    }
+    d.check(cudaStreamSynchronize(d.setup), "uploading weights");
+    *out = l.release();
+  });
+}
+
+duet_status layer_export(void* self, const duetp_layer* l, uint32_t id, void* dst, uint64_t n) {
+  return guarded(self, [&](Device& d) {
+    if (id >= DUETP_T_COUNT || !l->has(id)) throw Failure(DUET_E_NOT_FOUND, "the layer has no such tensor");
+    const uint32_t size = is_matrix(id) ? element_bytes(l->weights) : sizeof(float);
+    if (n != static_cast<uint64_t>(l->rows[id]) * l->columns[id] * size) throw Failure(DUET_E_INVALID, "layer_export: size differs from the tensor's");
+    const void* from = l->matrix(id);
+    Memory staging;
+    if (l->transposed[id]) {
+      staging = d.allocate(n, "reading weights");
+      d.check(duet_gpu::transpose(from, staging.data(), l->rows[id], l->columns[id], size, d.setup), "transposing weights");
+      from = staging.data();
+    }
+    d.check(cudaMemcpyAsync(dst, from, n, cudaMemcpyDeviceToHost, d.setup), "reading weights");
+    d.check(cudaStreamSynchronize(d.setup), "reading weights");
+  });
+}
+
+void layer_free(void* self, duetp_layer* l) {
+  (void)cudaSetDevice(static_cast<Device*>(self)->index);
+  delete l;
+}
+
+}  // namespace
+
+const char* refuses(void*, const duetp_shape* shape, duet_dtype weights, uint32_t rung) {
+  if (rung > 2) return "the CUDA backend implements the stages (rung 1) and runs of layers (rung 2) only";
+  if (weights != DUET_F32 && weights != DUET_BF16 && weights != DUET_F16) return "the CUDA backend takes weights in f32, bf16 and f16 only";
+  if (shape->head_size % 8 != 0 || shape->head_size > 256) return "the CUDA backend takes head sizes that are multiples of 8 up to 256";
+  if (shape->n_embd > duet_gpu::kMaxWidth) return "the CUDA backend takes widths up to 8192";
+  return nullptr;
+}
+
+void fill_layer_slots(duetp_device& t) {
+  t.layer_new = layer_new;
+  t.layer_export = layer_export;
+  t.layer_free = layer_free;
+}
+
+}  // namespace duet_cuda

@@ -1,0 +1,130 @@
+// Rung 2: a run of layers, with what stands side by side in the equations in one launch.
+#include "pass.h"
+
+namespace duet_cuda {
+namespace {
+
+// The four low-rank hidden vectors, one after another in scratch
+struct Low {
+  void *w, *a, *v, *g;
+  float *w_f32, *g_f32;
+};
+
+Low low(const Pass& p, const duetp_shape& s) {
+  const uint64_t size = p.bf16() ? 2 : 4, T = p.frame.n_tokens;
+  const auto after = [&](char* at, uint64_t rank) { return at + (T * rank * size + 255) / 256 * 256; };
+  Low l{};
+  char* at = p.scratch.low;
+  l.w = at, at = after(at, s.rank_w);
+  l.a = at, at = after(at, s.rank_a);
+  l.v = at, at = after(at, s.rank_v);
+  l.g = at;
+  l.w_f32 = p.scratch.low_f32;
+  l.g_f32 = l.w_f32 + (T * s.rank_w + 63) / 64 * 64;
+  return l;
+}
+
+// receptance, key and value of many tokens: one batched product, as both the inputs and the weights follow one another
+void rkv_of_many(const Pass& p, const duetp_layer& l) {
+  Gemm g{};
+  const uint32_t C = l.shape.n_embd;
+  g.w = l.matrix(DUETP_T_RECEPTANCE);
+  g.x = p.scratch.rkv_inputs;
+  g.y = p.scratch.r;
+  g.rows = p.frame.n_tokens, g.n_in = C, g.n_out = C, g.batch = 3;
+  g.input = p.bf16() ? DUET_BF16 : DUET_F32;
+  g.output = DUET_F32;
+  p.q.gemm(g);
+}
+
+void heads_one_token(const Pass& p, const duetp_layer& l, float* v_first) {
+  const Scratch& s = p.scratch;
+  duet_gpu::RecurrentHeads a{};
+  a.prepare = prepare_weights(l);
+  a.norm = norm_gate_weights(l);
+  a.r = s.r, a.k = s.k, a.v = s.v, a.lw = s.w, a.la = s.a, a.lv = l.index > 0 ? s.lv : nullptr, a.g = s.g;
+  a.v_first = v_first;
+  a.out = s.gated;
+  a.bf16 = p.bf16();
+  a.state = p.state->wkv(l.index);
+  a.slot_stride = p.state->slot;
+  a.used = p.packed.used, a.starts = p.packed.starts, a.slots = p.packed.slots;
+  a.n_seqs = p.frame.n_seqs, a.n_head = l.shape.n_head, a.head_size = l.shape.head_size;
+  p.check(duet_gpu::recurrent_heads(a, p.q.stream), "recurrent_heads");
+}
+
+void heads(const Pass& p, const duetp_layer& l, float* v_first) {
+  const Scratch& s = p.scratch;
+  const bool first = l.index == 0;
+  duet_gpu::Prepare prepare{};
+  prepare.weights = prepare_weights(l);
+  prepare.k = s.k, prepare.v = s.v, prepare.lw = s.w, prepare.la = s.a, prepare.lv = first ? nullptr : s.lv;
+  prepare.v_first_in = first ? nullptr : v_first, prepare.v_first_out = first ? v_first : nullptr;
+  prepare.k_out = s.k, prepare.v_out = s.v, prepare.w_raw = s.w, prepare.a = s.a, prepare.kk = s.kk;
+  prepare.used = p.packed.used;
+  prepare.n_tokens = p.frame.n_tokens, prepare.n_head = l.shape.n_head, prepare.head_size = l.shape.head_size;
+  p.check(duet_gpu::prepare(prepare, p.q.stream), "wkv_prepare");
+
+  duet_gpu::Wkv wkv = p.wkv_arguments(l);
+  wkv.r = s.r, wkv.w_raw = s.w, wkv.k = s.k, wkv.v = s.v, wkv.kk = s.kk, wkv.a = s.a, wkv.y = s.y;
+  p.wkv(l, wkv);
+
+  duet_gpu::NormGate gate{};
+  gate.weights = norm_gate_weights(l);
+  gate.y = s.y, gate.r = s.r, gate.k = s.k, gate.v = s.v, gate.g = s.g;
+  gate.out = s.gated;
+  gate.bf16 = p.bf16();
+  gate.used = p.packed.used;
+  gate.n_tokens = p.frame.n_tokens, gate.n_head = l.shape.n_head, gate.head_size = l.shape.head_size;
+  p.check(duet_gpu::norm_gate(gate, p.q.stream), "norm_gate");
+}
+
+void time_mix(const Pass& p, const duetp_layer& l, float* x, float* v_first) {
+  const Scratch& s = p.scratch;
+  const Low h = low(p, l.shape);
+  const bool first = l.index == 0;
+  void* const mixed[6] = {s.mixed[DUETP_SHIFT_MIX_OUT_R], s.mixed[DUETP_SHIFT_MIX_OUT_W], s.mixed[DUETP_SHIFT_MIX_OUT_K],
+                          s.mixed[DUETP_SHIFT_MIX_OUT_V], s.mixed[DUETP_SHIFT_MIX_OUT_A], s.mixed[DUETP_SHIFT_MIX_OUT_G]};
+  p.shift_mix(l, x, mixed);
+  using Linear = Pass::Linear;
+  const Linear r{DUETP_T_RECEPTANCE, mixed[DUETP_SHIFT_MIX_OUT_R], s.r, Finish::store}, k{DUETP_T_KEY, mixed[DUETP_SHIFT_MIX_OUT_K], s.k, Finish::store},
+      v{DUETP_T_VALUE, mixed[DUETP_SHIFT_MIX_OUT_V], s.v, Finish::store};
+  const Linear w1{DUETP_T_W1, mixed[DUETP_SHIFT_MIX_OUT_W], h.w, Finish::tanh_input, h.w_f32}, a1{DUETP_T_A1, mixed[DUETP_SHIFT_MIX_OUT_A], h.a, Finish::input},
+      v1{DUETP_T_V1, mixed[DUETP_SHIFT_MIX_OUT_V], h.v, Finish::input}, g1{DUETP_T_G1, mixed[DUETP_SHIFT_MIX_OUT_G], h.g, Finish::sigmoid_input, h.g_f32};
+  if (p.many(p.frame.n_tokens)) {
+    rkv_of_many(p, l);
+    first ? p.linear(l, {w1, a1, g1}) : p.linear(l, {w1, a1, v1, g1});
+  } else {
+    first ? p.linear(l, {r, k, v, w1, a1, g1}) : p.linear(l, {r, k, v, w1, a1, v1, g1});
+  }
+  const Linear w2{DUETP_T_W2, h.w, s.w, Finish::store}, a2{DUETP_T_A2, h.a, s.a, Finish::store}, v2{DUETP_T_V2, h.v, s.lv, Finish::store}, g2{DUETP_T_G2, h.g, s.g, Finish::store};
+  first ? p.linear(l, {w2, a2, g2}) : p.linear(l, {w2, a2, v2, g2});
+  if (p.single() && duet_gpu::recurrent_heads_takes(l.shape.head_size))
+    heads_one_token(p, l, v_first);
+  else
+    heads(p, l, v_first);
+  p.linear(l, {{DUETP_T_OUTPUT, s.gated, x, Finish::add}});
+}
+
+void channel_mix(const Pass& p, const duetp_layer& l, float* x) {
+  const Scratch& s = p.scratch;
+  p.channel_shift(l, x, s.channel);
+  p.linear(l, {{DUETP_T_FFN_KEY, s.channel, s.inner, Finish::relu_squared_input, s.inner_f32}});
+  p.add_channel_value(l, s.inner, x);
+}
+
+}  // namespace
+
+duet_status run_layers(void* self, duetp_queue* q, const duetp_step* a) {
+  return guarded(self, [&](Device&) {
+    const Pass p(*q, *a->frame, a->state, a->mode, *a->layers[a->first_layer]);
+    float *x = pointer<float>(a->x), *v_first = pointer<float>(a->v_first);
+    p.place();
+    for (uint32_t i = a->first_layer; i < a->first_layer + a->n_layer; ++i) {
+      time_mix(p, *a->layers[i], x, v_first);
+      channel_mix(p, *a->layers[i], x);
+    }
+  });
+}
+
+}  // namespace duet_cuda

@@ -1,0 +1,250 @@
+#include "gpu/norm.h"
+
+namespace duet_gpu {
+namespace {
+
+// A block holds one row of x in registers, kVectors float4 a thread: thread i has the elements 4 (i + j * blockDim).
+template <int kVectors>
+struct Row {
+  float4 v[kVectors];
+};
+
+__device__ __forceinline__ float4 read4(const float* p, uint32_t i) { return reinterpret_cast<const float4*>(p)[i]; }
+__device__ __forceinline__ float4 read4(const bf16* p, uint32_t i) {
+  const uint2 u = reinterpret_cast<const uint2*>(p)[i];
+  return {__uint_as_float(u.x << 16), __uint_as_float(u.x & 0xffff0000u), __uint_as_float(u.y << 16), __uint_as_float(u.y & 0xffff0000u)};
+}
+__device__ __forceinline__ float4 read4(const f16* p, uint32_t i) {
+  const __half2* h = reinterpret_cast<const __half2*>(p) + 2 * i;
+  const float2 a = __half22float2(h[0]), b = __half22float2(h[1]);
+  return {a.x, a.y, b.x, b.y};
+}
+__device__ __forceinline__ void write4(float* p, uint32_t i, float4 v) { reinterpret_cast<float4*>(p)[i] = v; }
+__device__ __forceinline__ void write4(bf16* p, uint32_t i, float4 v) {
+  __nv_bfloat162 h[2] = {__floats2bfloat162_rn(v.x, v.y), __floats2bfloat162_rn(v.z, v.w)};
+  reinterpret_cast<uint2*>(p)[i] = *reinterpret_cast<uint2*>(h);
+}
+
+template <class T, int kVectors>
+__device__ __forceinline__ Row<kVectors> read_row(const T* p, uint32_t n) {  // n in float4
+  Row<kVectors> r;
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j) {
+    const uint32_t i = threadIdx.x + j * blockDim.x;
+    r.v[j] = i < n ? read4(p, i) : float4{0, 0, 0, 0};
+  }
+  return r;
+}
+
+// The sums of a and b over the block; `shared` has room for 64 floats and is free again after the next barrier.
+__device__ __forceinline__ float2 block_sum(float a, float b, float2* shared) {
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2) {
+    a += __shfl_xor_sync(~0u, a, d);
+    b += __shfl_xor_sync(~0u, b, d);
+  }
+  const uint32_t n_warps = blockDim.x / 32;
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = {a, b};
+  __syncthreads();
+  const float2 mine = threadIdx.x % 32 < n_warps ? shared[threadIdx.x % 32] : float2{0, 0};
+  a = mine.x, b = mine.y;
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2) {
+    a += __shfl_xor_sync(~0u, a, d);
+    b += __shfl_xor_sync(~0u, b, d);
+  }
+  return {a, b};
+}
+
+__device__ __forceinline__ float sum4(float4 v) { return (v.x + v.y) + (v.z + v.w); }
+__device__ __forceinline__ float square_sum4(float4 v, float mean) {
+  const float a = v.x - mean, b = v.y - mean, c = v.z - mean, d = v.w - mean;
+  return (a * a + b * b) + (c * c + d * d);
+}
+__device__ __forceinline__ float4 normed(float4 v, float mean, float scale, float4 w, float4 b) {
+  return {(v.x - mean) * scale * w.x + b.x, (v.y - mean) * scale * w.y + b.y, (v.z - mean) * scale * w.z + b.z, (v.w - mean) * scale * w.w + b.w};
+}
+__device__ __forceinline__ float4 mixed(float4 y, float4 before, float4 m) {
+  return {y.x + (before.x - y.x) * m.x, y.y + (before.y - y.y) * m.y, y.z + (before.z - y.z) * m.z, y.w + (before.w - y.w) * m.w};
+}
+
+struct Scale {
+  float mean, scale;
+};
+
+// Mean and 1/deviation of two rows at once, so that they share the barriers.
+template <int kVectors>
+__device__ __forceinline__ void row_scales(const Row<kVectors>& a, const Row<kVectors>& b, uint32_t n, float epsilon, Scale& of_a, Scale& of_b) {
+  __shared__ float2 shared[2][32];
+  float sa = 0, sb = 0;
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j) sa += sum4(a.v[j]), sb += sum4(b.v[j]);
+  const float inverse = 1.0f / (4 * n);
+  const float2 sum = block_sum(sa, sb, shared[0]);
+  of_a.mean = sum.x * inverse, of_b.mean = sum.y * inverse;
+  float va = 0, vb = 0;
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j)
+    if (threadIdx.x + j * blockDim.x < n) va += square_sum4(a.v[j], of_a.mean), vb += square_sum4(b.v[j], of_b.mean);
+  const float2 variance = block_sum(va, vb, shared[1]);
+  of_a.scale = 1.0f / sqrtf(variance.x * inverse + epsilon), of_b.scale = 1.0f / sqrtf(variance.y * inverse + epsilon);
+}
+
+template <int kVectors>
+__device__ __forceinline__ Scale row_scale(const Row<kVectors>& a, uint32_t n, float epsilon) {
+  Scale s, unused;
+  row_scales(a, a, n, epsilon, s, unused);
+  return s;
+}
+
+__global__ void place_kernel(Packed p, Place* places) {
+  let_next_start();
+  wait_for_inputs();
+  const int32_t t = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x), n_seqs = p.used[1];
+  if (t >= p.used[0]) return;
+  int32_t low = 0, high = n_seqs;  // the last sequence that starts at or before t; empty ones before it start there too
+  while (high - low > 1) {
+    const int32_t middle = (low + high) / 2;
+    (p.starts[middle] <= t ? low : high) = middle;
+  }
+  places[t] = {p.slots[low], t == p.starts[low], t + 1 == p.starts[low + 1], 0};
+}
+
+template <class T, int kVectors>
+__global__ void embed_kernel(Embed a) {
+  let_next_start();
+  const uint32_t n = a.width / 4;
+  const Row<kVectors> w = read_row<float, kVectors>(a.norm.weight, n), b = read_row<float, kVectors>(a.norm.bias, n);
+  wait_for_inputs();
+  const uint32_t t = blockIdx.x;
+  if (t >= static_cast<uint32_t>(a.used[0])) return;
+  const Row<kVectors> row = read_row<T, kVectors>(static_cast<const T*>(a.emb) + static_cast<uint64_t>(a.tokens[t]) * a.width, n);
+  const Scale s = row_scale(row, n, a.norm.epsilon);
+  float* x = a.x + static_cast<uint64_t>(t) * a.width;
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j)
+    if (const uint32_t i = threadIdx.x + j * blockDim.x; i < n) write4(x, i, normed(row.v[j], s.mean, s.scale, w.v[j], b.v[j]));
+}
+
+// Block (token, slice): the norm of the whole row, the outputs of a slice of the channels.
+template <class T, int kVectors, int kMixes>
+__global__ void __launch_bounds__(kVectors == 4 ? 512 : 1024) shift_mix_kernel(ShiftMix a) {
+  let_next_start();
+  const uint32_t n = a.width / 4;
+  const Row<kVectors> w = read_row<float, kVectors>(a.norm.weight, n), b = read_row<float, kVectors>(a.norm.bias, n);
+  Row<kVectors> mix[kMixes];
+#pragma unroll
+  for (int q = 0; q < kMixes; ++q) mix[q] = read_row<float, kVectors>(a.mix[q], n);
+  wait_for_inputs();
+  const uint32_t t = blockIdx.x;
+  if (t >= static_cast<uint32_t>(a.packed.used[0])) return;
+  const Place place = a.places[t];
+  const float* x = a.x + static_cast<uint64_t>(t) * a.width;
+  float* state = place.slot < 0 ? nullptr : a.state + static_cast<uint64_t>(place.slot) * a.slot_stride;
+  const Row<kVectors> row = read_row<float, kVectors>(x, n);
+  Row<kVectors> before;
+  if (!place.is_first)
+    before = read_row<float, kVectors>(x - a.width, n);
+  else if (state)
+    before = read_row<float, kVectors>(state, n);
+  else
+    before = {};
+  Scale of_row, of_before;
+  row_scales(row, before, n, a.norm.epsilon, of_row, of_before);
+  const uint32_t slice = (n + gridDim.y - 1) / gridDim.y, from = blockIdx.y * slice, to = min(n, from + slice);
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j) {
+    const uint32_t i = threadIdx.x + j * blockDim.x;
+    if (i < from || i >= to) continue;
+    const float4 y = normed(row.v[j], of_row.mean, of_row.scale, w.v[j], b.v[j]);
+    const float4 y_prev = place.is_first ? before.v[j] : normed(before.v[j], of_before.mean, of_before.scale, w.v[j], b.v[j]);
+#pragma unroll
+    for (int q = 0; q < kMixes; ++q) write4(static_cast<T*>(a.out[q]) + static_cast<uint64_t>(t) * a.width, i, mixed(y, y_prev, mix[q].v[j]));
+    if (a.single && state) write4(state, i, y);  // by the thread that read it
+  }
+}
+
+// The state's vector of each sequence: LN of its last token. After shift_mix_kernel, which reads what was there before.
+template <int kVectors>
+__global__ void keep_last_kernel(ShiftMix a) {
+  let_next_start();
+  const uint32_t n = a.width / 4;
+  const Row<kVectors> w = read_row<float, kVectors>(a.norm.weight, n), b = read_row<float, kVectors>(a.norm.bias, n);
+  wait_for_inputs();
+  const int32_t s = static_cast<int32_t>(blockIdx.x);
+  if (s >= a.packed.used[1] || a.packed.slots[s] < 0 || a.packed.starts[s + 1] == a.packed.starts[s]) return;
+  const Row<kVectors> row = read_row<float, kVectors>(a.x + static_cast<uint64_t>(a.packed.starts[s + 1] - 1) * a.width, n);
+  const Scale scale = row_scale(row, n, a.norm.epsilon);
+  float* state = a.state + static_cast<uint64_t>(a.packed.slots[s]) * a.slot_stride;
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j)
+    if (const uint32_t i = threadIdx.x + j * blockDim.x; i < n) write4(state, i, normed(row.v[j], scale.mean, scale.scale, w.v[j], b.v[j]));
+}
+
+template <class T, int kVectors>
+__global__ void head_rows_kernel(HeadRows a) {
+  let_next_start();
+  const uint32_t n = a.width / 4;
+  const Row<kVectors> w = read_row<float, kVectors>(a.norm.weight, n), b = read_row<float, kVectors>(a.norm.bias, n);
+  wait_for_inputs();
+  if (blockIdx.x >= static_cast<uint32_t>(a.used[2])) return;
+  const Row<kVectors> row = read_row<float, kVectors>(a.x + static_cast<uint64_t>(a.rows[blockIdx.x]) * a.width, n);
+  const Scale s = row_scale(row, n, a.norm.epsilon);
+  const uint64_t at = static_cast<uint64_t>(blockIdx.x) * a.width;
+#pragma unroll
+  for (int j = 0; j < kVectors; ++j) {
+    const uint32_t i = threadIdx.x + j * blockDim.x;
+    if (i >= n) continue;
+    const float4 y = normed(row.v[j], s.mean, s.scale, w.v[j], b.v[j]);
+    if (a.hidden) write4(a.hidden + at, i, y);
+    if (a.input) write4(static_cast<T*>(a.input) + at, i, y);
+  }
+}
+
+// Calls f(vectors a thread as a constant, threads a block). Few rows get many threads, which is sooner done.
+template <class F>
+Error with_block(uint32_t width, bool few_rows, F&& f) {
+  const uint32_t n = width / 4;
+  const auto threads = [&](uint32_t vectors) { return ((n + vectors - 1) / vectors + 31) / 32 * 32; };
+  if (n <= (few_rows ? 1024u : 256u)) return f(std::integral_constant<int, 1>(), threads(1));
+  if (n <= (few_rows ? 2048u : 512u)) return f(std::integral_constant<int, 2>(), threads(2));
+  return f(std::integral_constant<int, 4>(), threads(4));
+}
+
+}  // namespace
+
+Error place_tokens(const Packed& p, Place* places, Stream stream) {
+  return launch(place_kernel, dim3((p.n_tokens + 127) / 128), dim3(128), 0, stream, p, places);
+}
+
+Error embed(const Embed& a, Stream stream) {
+  return with_block(a.width, a.n_tokens <= 64, [&](auto vectors, uint32_t threads) {
+    constexpr int k = decltype(vectors)::value;
+    const auto kernel = a.dtype == DUET_F32 ? embed_kernel<float, k> : a.dtype == DUET_BF16 ? embed_kernel<bf16, k> : embed_kernel<f16, k>;
+    return launch(kernel, dim3(a.n_tokens), dim3(threads), 0, stream, a);
+  });
+}
+
+Error shift_mix(const ShiftMix& a, Stream stream) {
+  const uint32_t n_tokens = a.packed.n_tokens;
+  const Error error = with_block(a.width, n_tokens <= 64, [&](auto vectors, uint32_t threads) {
+    constexpr int k = decltype(vectors)::value;
+    const auto kernel = a.n_mixes == 1 ? (a.bf16 ? shift_mix_kernel<bf16, k, 1> : shift_mix_kernel<float, k, 1>)
+                                       : (a.bf16 ? shift_mix_kernel<bf16, k, 6> : shift_mix_kernel<float, k, 6>);
+    const uint32_t slices = n_tokens >= 64 ? 1 : n_tokens >= 16 ? 2 : 4;
+    return launch(kernel, dim3(n_tokens, slices), dim3(threads), 0, stream, a);
+  });
+  if (error != kSuccess || a.single) return error;
+  return with_block(a.width, a.packed.n_seqs <= 64, [&](auto vectors, uint32_t threads) {
+    return launch(keep_last_kernel<decltype(vectors)::value>, dim3(a.packed.n_seqs), dim3(threads), 0, stream, a);
+  });
+}
+
+Error head_rows(const HeadRows& a, Stream stream) {
+  return with_block(a.width, a.n_rows <= 64, [&](auto vectors, uint32_t threads) {
+    constexpr int k = decltype(vectors)::value;
+    return launch(a.bf16 ? head_rows_kernel<bf16, k> : head_rows_kernel<float, k>, dim3(a.n_rows), dim3(threads), 0, stream, a);
+  });
+}
+
+}  // namespace duet_gpu
