@@ -1,8 +1,12 @@
 // Rung 2: a run of layers, with what stands side by side in the equations in one launch.
+#include <algorithm>
+
 #include "pass.h"
 
 namespace duet_cuda {
 namespace {
+
+using duet_gpu::Ahead;
 
 // The four low-rank hidden vectors, one after another in scratch
 struct Low {
@@ -24,20 +28,32 @@ Low low(const Pass& p, const duetp_shape& s) {
   return l;
 }
 
-// receptance, key and value of many tokens: one batched product, as both the inputs and the weights follow one another
-void rkv_of_many(const Pass& p, const duetp_layer& l) {
-  Gemm g{};
-  const uint32_t C = l.shape.n_embd;
-  g.w = l.matrix(DUETP_T_RECEPTANCE);
-  g.x = p.scratch.rkv_inputs;
-  g.y = p.scratch.r;
-  g.rows = p.frame.n_tokens, g.n_in = C, g.n_out = C, g.batch = 3;
-  g.input = p.bf16() ? DUET_BF16 : DUET_F32;
-  g.output = DUET_F32;
-  p.q.gemm(g);
+// The products of a layer, those that do not wait for one another side by side. Layer 0 has no v1 and v2.
+struct LayerProducts {
+  std::vector<Pass::Linear> rkv, low_in, low_out, output, key;
+};
+
+LayerProducts products_of(const Pass& p, const duetp_layer& l, float* x) {
+  const Scratch& s = p.scratch;
+  const Low h = low(p, l.shape);
+  LayerProducts out;
+  out.rkv = {{DUETP_T_RECEPTANCE, s.mixed[DUETP_SHIFT_MIX_OUT_R], s.r, Finish::store},
+             {DUETP_T_KEY, s.mixed[DUETP_SHIFT_MIX_OUT_K], s.k, Finish::store},
+             {DUETP_T_VALUE, s.mixed[DUETP_SHIFT_MIX_OUT_V], s.v, Finish::store}};
+  out.low_in = {{DUETP_T_W1, s.mixed[DUETP_SHIFT_MIX_OUT_W], h.w, Finish::tanh_input, h.w_f32},
+                {DUETP_T_A1, s.mixed[DUETP_SHIFT_MIX_OUT_A], h.a, Finish::input},
+                {DUETP_T_G1, s.mixed[DUETP_SHIFT_MIX_OUT_G], h.g, Finish::sigmoid_input, h.g_f32}};
+  out.low_out = {{DUETP_T_W2, h.w, s.w, Finish::store}, {DUETP_T_A2, h.a, s.a, Finish::store}, {DUETP_T_G2, h.g, s.g, Finish::store}};
+  if (l.index > 0) {
+    out.low_in.push_back({DUETP_T_V1, s.mixed[DUETP_SHIFT_MIX_OUT_V], h.v, Finish::input});
+    out.low_out.push_back({DUETP_T_V2, h.v, s.lv, Finish::store});
+  }
+  out.output = {{DUETP_T_OUTPUT, s.gated, x, Finish::add}};
+  out.key = {{DUETP_T_FFN_KEY, s.channel, s.inner, Finish::relu_squared_input, s.inner_f32}};
+  return out;
 }
 
-void heads_one_token(const Pass& p, const duetp_layer& l, float* v_first) {
+void heads_one_token(const Pass& p, const duetp_layer& l, float* v_first, const duet_gpu::Ahead& ahead) {
   const Scratch& s = p.scratch;
   duet_gpu::RecurrentHeads a{};
   a.prepare = prepare_weights(l);
@@ -50,6 +66,7 @@ void heads_one_token(const Pass& p, const duetp_layer& l, float* v_first) {
   a.slot_stride = p.state->slot;
   a.used = p.packed.used, a.starts = p.packed.starts, a.slots = p.packed.slots;
   a.n_seqs = p.frame.n_seqs, a.n_head = l.shape.n_head, a.head_size = l.shape.head_size;
+  a.ahead = ahead;
   p.check(duet_gpu::recurrent_heads(a, p.q.stream), "recurrent_heads");
 }
 
@@ -79,38 +96,83 @@ void heads(const Pass& p, const duetp_layer& l, float* v_first) {
   p.check(duet_gpu::norm_gate(gate, p.q.stream), "norm_gate");
 }
 
-void time_mix(const Pass& p, const duetp_layer& l, float* x, float* v_first) {
+void shift_mix(const Pass& p, const duetp_layer& l, const float* x, const Ahead& ahead = {}) {
   const Scratch& s = p.scratch;
-  const Low h = low(p, l.shape);
-  const bool first = l.index == 0;
-  void* const mixed[6] = {s.mixed[DUETP_SHIFT_MIX_OUT_R], s.mixed[DUETP_SHIFT_MIX_OUT_W], s.mixed[DUETP_SHIFT_MIX_OUT_K],
-                          s.mixed[DUETP_SHIFT_MIX_OUT_V], s.mixed[DUETP_SHIFT_MIX_OUT_A], s.mixed[DUETP_SHIFT_MIX_OUT_G]};
-  p.shift_mix(l, x, mixed);
-  using Linear = Pass::Linear;
-  const Linear r{DUETP_T_RECEPTANCE, mixed[DUETP_SHIFT_MIX_OUT_R], s.r, Finish::store}, k{DUETP_T_KEY, mixed[DUETP_SHIFT_MIX_OUT_K], s.k, Finish::store},
-      v{DUETP_T_VALUE, mixed[DUETP_SHIFT_MIX_OUT_V], s.v, Finish::store};
-  const Linear w1{DUETP_T_W1, mixed[DUETP_SHIFT_MIX_OUT_W], h.w, Finish::tanh_input, h.w_f32}, a1{DUETP_T_A1, mixed[DUETP_SHIFT_MIX_OUT_A], h.a, Finish::input},
-      v1{DUETP_T_V1, mixed[DUETP_SHIFT_MIX_OUT_V], h.v, Finish::input}, g1{DUETP_T_G1, mixed[DUETP_SHIFT_MIX_OUT_G], h.g, Finish::sigmoid_input, h.g_f32};
-  if (p.many(p.frame.n_tokens)) {
-    rkv_of_many(p, l);
-    first ? p.linear(l, {w1, a1, g1}) : p.linear(l, {w1, a1, v1, g1});
-  } else {
-    first ? p.linear(l, {r, k, v, w1, a1, g1}) : p.linear(l, {r, k, v, w1, a1, v1, g1});
-  }
-  const Linear w2{DUETP_T_W2, h.w, s.w, Finish::store}, a2{DUETP_T_A2, h.a, s.a, Finish::store}, v2{DUETP_T_V2, h.v, s.lv, Finish::store}, g2{DUETP_T_G2, h.g, s.g, Finish::store};
-  first ? p.linear(l, {w2, a2, g2}) : p.linear(l, {w2, a2, v2, g2});
-  if (p.single() && duet_gpu::recurrent_heads_takes(l.shape.head_size))
-    heads_one_token(p, l, v_first);
-  else
-    heads(p, l, v_first);
-  p.linear(l, {{DUETP_T_OUTPUT, s.gated, x, Finish::add}});
+  void* const mixed[6] = {s.mixed[0], s.mixed[1], s.mixed[2], s.mixed[3], s.mixed[4], s.mixed[5]};
+  p.shift_mix(l, x, mixed, ahead);
 }
 
-void channel_mix(const Pass& p, const duetp_layer& l, float* x) {
-  const Scratch& s = p.scratch;
-  p.channel_shift(l, x, s.channel);
-  p.linear(l, {{DUETP_T_FFN_KEY, s.channel, s.inner, Finish::relu_squared_input, s.inner_f32}});
-  p.add_channel_value(l, s.inner, x);
+// ---- many rows: bound by arithmetic ----
+
+// receptance, key and value in one batched product, as both their inputs and their weights follow one another
+void rkv_of_many(const Pass& p, const duetp_layer& l) {
+  Gemm g{};
+  const uint32_t C = l.shape.n_embd;
+  g.w = l.matrix(DUETP_T_RECEPTANCE);
+  g.x = p.scratch.rkv_inputs;
+  g.y = p.scratch.r;
+  g.rows = p.frame.n_tokens, g.n_in = C, g.n_out = C, g.batch = 3;
+  g.input = p.bf16() ? DUET_BF16 : DUET_F32;
+  g.output = DUET_F32;
+  p.q.gemm(g);
+}
+
+void layer_of_many(const Pass& p, const duetp_layer& l, float* x, float* v_first) {
+  const LayerProducts products = products_of(p, l, x);
+  shift_mix(p, l, x);
+  rkv_of_many(p, l);
+  p.linear(l, products.low_in);
+  p.linear(l, products.low_out);
+  if (p.single() && duet_gpu::recurrent_heads_takes(l.shape.head_size))
+    heads_one_token(p, l, v_first, {});
+  else
+    heads(p, l, v_first);
+  p.linear(l, products.output);
+  p.channel_shift(l, x, p.scratch.channel);
+  p.linear(l, products.key);
+  p.add_channel_value(l, p.scratch.inner, x);
+}
+
+// ---- few rows: bound by reading the weights ----
+
+// What the L2 cache is asked to fetch before a product that reads much: by the kernels just before it, a share each.
+constexpr uint64_t kShare = 12 << 20;
+
+std::vector<Pass::Linear> inputs_of(const LayerProducts& p) {
+  std::vector<Pass::Linear> all = p.rkv;
+  all.insert(all.end(), p.low_in.begin(), p.low_in.end());
+  return all;
+}
+
+// All of a layer's second low-rank matrices, which follow one another
+Ahead low_out_ahead(const duetp_layer& l) {
+  const auto* from = static_cast<const char*>(l.matrix(DUETP_T_W2));
+  Ahead a;
+  a.base = from;
+  a.bytes = static_cast<uint64_t>(static_cast<const char*>(l.matrix(DUETP_T_K_K)) - from);
+  a.n_items = a.n_blocks = 1;
+  a.piece = static_cast<uint32_t>(std::min<uint64_t>(a.bytes, kShare));
+  return a;
+}
+
+// `next`: the layer after this one, or null
+void layer_of_few(const Pass& p, const duetp_layer& l, const duetp_layer* next, float* x, float* v_first) {
+  const LayerProducts products = products_of(p, l, x);
+  const std::vector<Pass::Linear> inputs = inputs_of(products);
+  const Products key = p.few(l, products.key);
+  const bool one_token = p.single() && duet_gpu::recurrent_heads_takes(l.shape.head_size);
+  shift_mix(p, l, x, ahead_of(p.few(l, inputs), 3, kShare, kShare));
+  p.linear(l, inputs, low_out_ahead(l));
+  p.linear(l, products.low_out, ahead_of(p.few(l, products.output), 1, 0, 3 * kShare));
+  if (one_token)
+    heads_one_token(p, l, v_first, ahead_of(key, 1, 0, kShare));
+  else
+    heads(p, l, v_first);
+  p.linear(l, products.output, ahead_of(key, 1, kShare, kShare));
+  p.channel_shift(l, x, p.scratch.channel, ahead_of(key, 1, 2 * kShare, kShare));
+  p.linear(l, products.key);
+  const LayerProducts after = products_of(p, next ? *next : l, x);
+  p.add_channel_value(l, p.scratch.inner, x, next ? ahead_of(p.few(*next, inputs_of(after)), 3, 0, kShare) : Ahead{});
 }
 
 }  // namespace
@@ -120,10 +182,12 @@ duet_status run_layers(void* self, duetp_queue* q, const duetp_step* a) {
     const Pass p(*q, *a->frame, a->state, a->mode, *a->layers[a->first_layer]);
     float *x = pointer<float>(a->x), *v_first = pointer<float>(a->v_first);
     p.place();
-    for (uint32_t i = a->first_layer; i < a->first_layer + a->n_layer; ++i) {
-      time_mix(p, *a->layers[i], x, v_first);
-      channel_mix(p, *a->layers[i], x);
-    }
+    const uint32_t end = a->first_layer + a->n_layer;
+    for (uint32_t i = a->first_layer; i < end; ++i)
+      if (p.many(a->frame->n_tokens))
+        layer_of_many(p, *a->layers[i], x, v_first);
+      else
+        layer_of_few(p, *a->layers[i], i + 1 < end ? a->layers[i + 1] : nullptr, x, v_first);
   });
 }
 

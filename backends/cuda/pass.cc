@@ -20,7 +20,7 @@ Pass::Pass(duetp_queue& queue, const duetp_frame& f, duetp_state* s, duet_mode m
 
 void Pass::place() const { check(duet_gpu::place_tokens(packed, scratch.places, q.stream), "place_tokens"); }
 
-void Pass::shift_mix(const duetp_layer& l, const float* x, void* const (&out)[6]) const {
+void Pass::shift_mix(const duetp_layer& l, const float* x, void* const (&out)[6], const duet_gpu::Ahead& ahead) const {
   duet_gpu::ShiftMix a{};
   a.x = x;
   a.norm = norm(l, DUETP_T_LN1_W, DUETP_T_LN1_B);
@@ -33,10 +33,11 @@ void Pass::shift_mix(const duetp_layer& l, const float* x, void* const (&out)[6]
   a.packed = packed;
   a.width = l.shape.n_embd;
   a.single = single();
+  a.ahead = ahead;
   check(duet_gpu::shift_mix(a, q.stream), "shift_mix");
 }
 
-void Pass::channel_shift(const duetp_layer& l, const float* x, void* out) const {
+void Pass::channel_shift(const duetp_layer& l, const float* x, void* out, const duet_gpu::Ahead& ahead) const {
   duet_gpu::ShiftMix a{};
   a.x = x;
   a.norm = norm(l, DUETP_T_LN2_W, DUETP_T_LN2_B);
@@ -50,6 +51,7 @@ void Pass::channel_shift(const duetp_layer& l, const float* x, void* out) const 
   a.packed = packed;
   a.width = l.shape.n_embd;
   a.single = single();
+  a.ahead = ahead;
   check(duet_gpu::shift_mix(a, q.stream), "channel_mix");
 }
 
@@ -57,13 +59,19 @@ bool Pass::many(uint32_t rows) const {
   return rows > kFewRows && weights != DUET_F16 && q.device.cublas.available();  // f16 weights meet f32 inputs, which cuBLAS does not do
 }
 
-void Pass::linear(const duetp_layer& l, std::initializer_list<Linear> list) const {
+Products Pass::few(const duetp_layer& l, const std::vector<Linear>& list) const {
+  Products p{};
+  for (const Linear& i : list) p.item[p.n++] = {l.matrix(i.id), i.x, i.y, l.rows[i.id], l.columns[i.id], i.finish};
+  p.used = packed.used;
+  p.n_rows = frame.n_tokens;
+  p.weights = weights;
+  return p;
+}
+
+void Pass::linear(const duetp_layer& l, const std::vector<Linear>& list, const duet_gpu::Ahead& ahead) const {
   if (!many(frame.n_tokens)) {
-    Products p{};
-    for (const Linear& i : list) p.item[p.n++] = {l.matrix(i.id), i.x, i.y, l.rows[i.id], l.columns[i.id], i.finish};
-    p.used = packed.used;
-    p.n_rows = frame.n_tokens;
-    p.weights = weights;
+    Products p = few(l, list);
+    p.ahead = ahead;
     return check(products(p, q.stream), "products");
   }
   for (const Linear& i : list) {
@@ -87,7 +95,7 @@ void Pass::linear(const duetp_layer& l, std::initializer_list<Linear> list) cons
   }
 }
 
-void Pass::add_channel_value(const duetp_layer& l, const void* u, float* x) const {
+void Pass::add_channel_value(const duetp_layer& l, const void* u, float* x, const duet_gpu::Ahead& ahead) const {
   const uint32_t F = l.rows[DUETP_T_FFN_VALUE], C = l.columns[DUETP_T_FFN_VALUE];
   const void* w = l.matrix(DUETP_T_FFN_VALUE);
   if (many(frame.n_tokens)) {
@@ -105,6 +113,7 @@ void Pass::add_channel_value(const duetp_layer& l, const void* u, float* x) cons
   p.used = packed.used;
   p.n_rows = frame.n_tokens;
   p.weights = weights;
+  p.ahead = ahead;
   check(skipping_product(p, scratch.split, q.stream), "channel_mix");
 }
 

@@ -9,6 +9,7 @@ namespace {
 
 using duet_gpu::bf16;
 using duet_gpu::f16;
+using duet_gpu::fetch_ahead;
 using duet_gpu::from_f32;
 using duet_gpu::launch;
 using duet_gpu::let_next_start;
@@ -98,6 +99,7 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 2 : 1) product_kernel(
   constexpr uint32_t kRows = 8 * kTiles;
   __shared__ float parts[2][kWarps][16 * kRows];
   let_next_start();
+  if (blockIdx.y == 0) fetch_ahead(plan.products.ahead, blockIdx.x, gridDim.x);
   const uint32_t warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   const uint32_t n_items = plan.first_item[plan.products.n];
   const uint32_t begin = static_cast<uint32_t>(static_cast<uint64_t>(n_items) * blockIdx.x / gridDim.x), end = static_cast<uint32_t>(static_cast<uint64_t>(n_items) * (blockIdx.x + 1) / gridDim.x);
@@ -165,18 +167,39 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 2 : 1) product_kernel(
   }
 }
 
+// How products() computes p: by tiles of 8 rows (1 or 2), or plainly (0).
+struct Choice {
+  Plan plan{};
+  uint32_t tiles = 0, blocks = 0, shared = 0;
+};
+
+Choice choose(const Products& p) {
+  Choice c;
+  c.plan.products = p;
+  uint32_t most_in = 0;
+  bool aligned = true;  // rows of 16-byte pieces
+  for (uint32_t i = 0; i < p.n; ++i) {
+    const uint32_t n_in = p.item[i].n_in, n_slabs = (n_in + 31) / 32;
+    uint32_t& split = c.plan.split[i];
+    while (split < 4 && (kSlabs << split) < n_slabs) ++split;
+    const uint32_t outputs = 16 * (kWarps >> split);
+    c.plan.first_item[i + 1] = c.plan.first_item[i] + (p.item[i].n_out + outputs - 1) / outputs;
+    most_in = std::max(most_in, n_in);
+    aligned &= n_in % 8 == 0;
+  }
+  c.plan.x_stride = (most_in * 2 + 127) / 128 * 128 + 64;
+  if (p.weights != DUET_BF16 || !aligned || 8 * c.plan.x_stride > kMaxShared) return c;
+  c.tiles = p.n_rows > 8 && 16 * c.plan.x_stride <= kMaxShared ? 2 : 1;
+  c.shared = 8 * c.tiles * c.plan.x_stride;
+  c.blocks = std::min(c.plan.first_item[p.n], static_cast<uint32_t>(multiprocessors()) * (2 * c.shared <= kMaxShared ? 2 : 1));
+  return c;
+}
+
 template <int kTiles>
-Error launch_product(Plan& plan, Stream stream) {
-  const uint32_t rows = 8 * kTiles, n_in = [&] {
-    uint32_t most = 0;
-    for (uint32_t i = 0; i < plan.products.n; ++i) most = std::max(most, plan.products.item[i].n_in);
-    return most;
-  }();
-  plan.x_stride = (n_in * 2 + 127) / 128 * 128 + 64;
-  const uint32_t shared = plan.x_stride * rows, n_items = plan.first_item[plan.products.n];
-  if (const Error e = cudaFuncSetAttribute(product_kernel<kTiles>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)); e != cudaSuccess) return e;
-  const uint32_t blocks = std::min(n_items, static_cast<uint32_t>(multiprocessors()) * (2 * shared <= kMaxShared ? 2 : 1));
-  return launch(product_kernel<kTiles>, dim3(blocks, (plan.products.n_rows + rows - 1) / rows), dim3(kThreads), shared, stream, plan);
+Error launch_product(const Choice& c, Stream stream) {
+  const auto kernel = product_kernel<kTiles>;
+  if (const Error e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(c.shared)); e != cudaSuccess) return e;
+  return launch(kernel, dim3(c.blocks, (c.plan.products.n_rows + 8 * kTiles - 1) / (8 * kTiles)), dim3(kThreads), c.shared, stream, c.plan);
 }
 
 // ---- f32 and f16, and bf16 of odd shapes: fused multiply-add, a warp an output ----
@@ -318,6 +341,7 @@ __global__ void __launch_bounds__(kThreads, 1) skipping_kernel(__grid_constant__
   __shared__ uint32_t counts[kWarps];
   __shared__ bool is_last;
   let_next_start();
+  if (blockIdx.z == 0) fetch_ahead(plan.p.ahead, blockIdx.y * gridDim.x + blockIdx.x, gridDim.x * gridDim.y);
   wait_for_inputs();
   const SkippingProduct& p = plan.p;
   const uint32_t first_row = blockIdx.z * kRows, used = static_cast<uint32_t>(p.used[p.count_index]);
@@ -411,30 +435,28 @@ Error launch_skipping(const SkippingProduct& p, void* scratch, Stream stream) {
 }  // namespace
 
 Error products(const Products& p, Stream stream) {
-  bool aligned = true;  // rows of 16-byte pieces
+  const Choice c = choose(p);
+  if (c.tiles > 0) return c.tiles == 2 ? launch_product<2>(c, stream) : launch_product<1>(c, stream);
   uint32_t n_outputs = 0;
-  for (uint32_t i = 0; i < p.n; ++i) {
-    aligned &= p.item[i].n_in % 8 == 0;
-    n_outputs += p.item[i].n_out;
-  }
-  Plan plan{};
-  plan.products = p;
-  uint32_t most_in = 0;
-  for (uint32_t i = 0; i < p.n; ++i) {
-    const uint32_t n_slabs = (p.item[i].n_in + 31) / 32;
-    while (plan.split[i] < 4 && (kSlabs << plan.split[i]) < n_slabs) ++plan.split[i];
-    const uint32_t outputs = 16 * (kWarps >> plan.split[i]);
-    plan.first_item[i + 1] = plan.first_item[i] + (p.item[i].n_out + outputs - 1) / outputs;
-    most_in = std::max(most_in, p.item[i].n_in);
-  }
-  const bool fits = 8 * (most_in * 2 + 192) <= kMaxShared;
-  if (p.weights == DUET_BF16 && aligned && fits) {
-    const bool fits_16 = 16 * (most_in * 2 + 192) <= kMaxShared;
-    return p.n_rows > 8 && fits_16 ? launch_product<2>(plan, stream) : launch_product<1>(plan, stream);
-  }
+  for (uint32_t i = 0; i < p.n; ++i) n_outputs += p.item[i].n_out;
   const dim3 grid(std::min((n_outputs + kWarps - 1) / kWarps, 4u * static_cast<uint32_t>(multiprocessors())), (p.n_rows + 7) / 8);
   const auto kernel = p.weights == DUET_BF16 ? plain_kernel<bf16, bf16> : p.weights == DUET_F16 ? plain_kernel<f16, float> : plain_kernel<float, float>;
   return launch(kernel, grid, dim3(kThreads), 0, stream, p, n_outputs);
+}
+
+duet_gpu::Ahead ahead_of(const Products& p, uint32_t n_followed, uint64_t skip, uint64_t bytes) {
+  const Choice c = choose(p);
+  duet_gpu::Ahead a;
+  if (c.tiles == 0) return a;
+  const Product& first = p.item[0];
+  for (uint32_t i = 0; i < n_followed; ++i) a.bytes += static_cast<uint64_t>(p.item[i].n_out) * p.item[i].n_in * 2;
+  a.base = static_cast<const char*>(first.w);
+  a.item_bytes = 16 * (kWarps >> c.plan.split[0]) * first.n_in * 2;
+  a.n_items = c.plan.first_item[p.n];
+  a.n_blocks = c.blocks;
+  a.skip = skip / c.blocks & ~15ull;
+  a.piece = static_cast<uint32_t>(std::min(bytes, a.bytes) / c.blocks) & ~15u;
+  return a;
 }
 
 uint64_t skipping_scratch_bytes(uint32_t n_out, uint32_t n_rows) {

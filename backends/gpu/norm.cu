@@ -126,10 +126,11 @@ __global__ void embed_kernel(Embed a) {
     if (const uint32_t i = threadIdx.x + j * blockDim.x; i < n) write4(x, i, normed(row.v[j], s.mean, s.scale, w.v[j], b.v[j]));
 }
 
-// Block (token, slice): the norm of the whole row, the outputs of a slice of the channels.
+// Block (token, slice, 0): the norm of the whole row, the outputs of a slice of the channels.
 template <class T, int kVectors, int kMixes>
 __global__ void __launch_bounds__(kVectors == 4 ? 512 : 1024) shift_mix_kernel(ShiftMix a) {
   let_next_start();
+  if (blockIdx.z > 0) return fetch_ahead(a.ahead, ((blockIdx.z - 1) * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x, (gridDim.z - 1) * gridDim.y * gridDim.x);  // a block for this alone
   const uint32_t n = a.width / 4;
   const Row<kVectors> w = read_row<float, kVectors>(a.norm.weight, n), b = read_row<float, kVectors>(a.norm.bias, n);
   Row<kVectors> mix[kMixes];
@@ -232,7 +233,8 @@ Error shift_mix(const ShiftMix& a, Stream stream) {
     const auto kernel = a.n_mixes == 1 ? (a.bf16 ? shift_mix_kernel<bf16, k, 1> : shift_mix_kernel<float, k, 1>)
                                        : (a.bf16 ? shift_mix_kernel<bf16, k, 6> : shift_mix_kernel<float, k, 6>);
     const uint32_t slices = n_tokens >= 64 ? 1 : n_tokens >= 16 ? 2 : 4;
-    return launch(kernel, dim3(n_tokens, slices), dim3(threads), 0, stream, a);
+    const uint32_t fetchers = a.ahead.piece == 0 ? 0 : (64 / slices + n_tokens - 1) / n_tokens;  // blocks that read nothing but ahead
+    return launch(kernel, dim3(n_tokens, slices, 1 + fetchers), dim3(threads), 0, stream, a);
   });
   if (error != kSuccess || a.single) return error;
   return with_block(a.width, a.packed.n_seqs <= 64, [&](auto vectors, uint32_t threads) {
