@@ -19,12 +19,9 @@ constexpr int kMostWarps = 16;
 // ---- instructions -----------------------------------------------------------------------------------------
 __device__ __forceinline__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
-// To the nearest tf32. Tensor cores would cut the low bits off, which triples the error.
-__device__ __forceinline__ float to_tf32(float x) {
-  uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-  return __uint_as_float(bits);
-}
+// Tensor cores cut off all but ten bits of an operand's mantissa. Half a unit of what remains, added before, turns that into rounding. This adds
+// between 0.36 and 0.72 units in one multiplication, which is as good on average (cvt.rna.tf32 is three instructions), and keeps NaN.
+__device__ __forceinline__ float to_tf32(float x) { return x * (1.0f + 0.72f / 2048); }
 
 __device__ __forceinline__ float exp2_approximate(float x) {
   float y;
@@ -45,6 +42,17 @@ __device__ __forceinline__ void multiply(float (&d)[4], float a0, float a1, floa
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)), "r"(__float_as_uint(b0)),
         "r"(__float_as_uint(b1)));
+}
+
+// Four 8 x 4 pieces of tf32 matrices: lanes 8i to 8i + 7 give the addresses of the rows of piece i, of 16 bytes each; x[i] = (g, t) of it.
+__device__ __forceinline__ void load_pieces(float (&x)[4], uint32_t address) {
+  uint32_t bits[4];
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(bits[0]), "=r"(bits[1]), "=r"(bits[2]), "=r"(bits[3])
+               : "r"(address)
+               : "memory");
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x[i] = __uint_as_float(bits[i]);
 }
 
 // 16 bytes to shared memory, or zeros, without the source being read.
@@ -93,21 +101,26 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity)
 }
 
 // ---- shared memory ----------------------------------------------------------------------------------------
-// Tiles [16][N] keep each row's 16-byte units in an order of its own, units ^ turn(row): then the three ways in which a warp reads a tile
-// (units 4i..4i+3 of rows g as 16-byte words, keys 16i..16i+15 of the rows 2t or 2t + 1 as 8-byte words, and one row) meet no bank twice.
-__device__ __forceinline__ int turn(int row) { return (row & 6) ^ ((row & 1) << 2); }
+// Tiles [16][N] keep each row's 16-byte units in an order of its own, units ^ turn(row). Then a warp meets no bank twice when it reads a unit of
+// eight rows (load_pieces), four units of two rows, a word of the units u and u + 4 of the rows 2t or 2t + 1, and one row.
+__device__ __forceinline__ int turn(int row) { return (row >> 1 & 3) | (row & 1) << 2; }
 template <int N>
 __device__ __forceinline__ int tile_at(int row, int key) {
   return row * N + (((key >> 2) ^ turn(row)) << 2 | (key & 3));
 }
-// The same for key 16 i + 4 unit, with i known to the compiler and unit < 4.
+// Products that run over keys take them eight at a time, the units j + 4 (j / 4) and that + 4, in this order. For the word `key` of the first
+// (half 0) or second (half 1); j is known to the compiler.
 template <int N>
-__device__ __forceinline__ int piece_at(int row, int i, int unit) {
+__device__ __forceinline__ int eight_at(int row, int j, int half, int key) {
+  return row * N + (((half << 2 | (j & 3)) ^ turn(row)) << 2) + (j >> 2) * 32 + key;
+}
+// For keys 16 i + 4 unit, unit < 4.
+template <int N>
+__device__ __forceinline__ int sixteen_at(int row, int i, int unit) {
   return row * N + ((unit ^ turn(row) ^ ((i & 1) << 2)) << 2) + (i >> 1) * 32;
 }
 
-constexpr int kMixStride = 24;      // of Mu, My: reads of 8 bytes, rows g, meet no bank twice
-constexpr int kInverseStride = 20;  // of T: neither do reads of 4 bytes, rows 2t
+constexpr int kSquareStride = 20;  // of 16 x 16 matrices: a unit of eight rows and a word of the rows 2t meet no bank twice
 
 // One chunk in the ring: offsets in elements. Inputs arrive where the results of the same size will stand.
 template <int N>
@@ -117,15 +130,18 @@ struct Stage {
   static constexpr int kRead = kTile;         // [16][N] r, then R̃, then R̃'
   static constexpr int kKey = 2 * kTile;      // [16][N] k, then K̃
   static constexpr int kBeta = 3 * kTile;     // [16][N] a, then B̃
-  static constexpr int kDecay = 4 * kTile;    // [16][N] w_raw, until the following three are written over it
-  static constexpr int kMixU = kDecay;        // [16][kMixStride] strict(Ã K̃ᵀ), then Mu
-  static constexpr int kMixY = kMixU + kChunk * kMixStride;       // [16][kMixStride] My
-  static constexpr int kInverse = kMixY + kChunk * kMixStride;    // [16][kInverseStride] Aᵀ, then T
-  static constexpr int kMixEnd = kInverse + kChunk * kInverseStride;
-  static constexpr int kFinal = kDecay + kTile > kMixEnd ? kDecay + kTile : kMixEnd;  // [N] g of the last token
+  static constexpr int kDecay = 4 * kTile;    // [16][N] w_raw, until three [16][kSquareStride] are written over it
+  static constexpr int kMixU = kDecay;                              // strict(Ã K̃ᵀ), then Mu
+  static constexpr int kMixY = kMixU + kChunk * kSquareStride;      // My
+  static constexpr int kInverse = kMixY + kChunk * kSquareStride;   // Aᵀ, then T
+  static constexpr int kMixEnd = kInverse + kChunk * kSquareStride;
+  static constexpr int kFinal = kDecay + kTile > kMixEnd ? kDecay + kTile : kMixEnd;  // [N] g of the last token, in final_at order
   static constexpr int kValue = kFinal + N;                                            // [16][slice + 4] v
   __host__ __device__ static constexpr int size(int slice) { return kValue + kChunk * (slice + 4); }
 };
+
+// Where g of a key stands: 16 bytes have what a thread of a walker multiplies two results of its state by.
+__device__ __forceinline__ int final_at(int key) { return (key & ~31) | (key >> 3 & 1) << 4 | (key & 3) << 2 | (key >> 2 & 1) << 1 | (key >> 4 & 1); }
 
 template <int kCount>
 struct alignas(kCount * sizeof(float)) Pack {
@@ -175,7 +191,7 @@ __device__ __forceinline__ void scale_rows(float* stage, int valid, int lane) {
   float sum[kOwn] = {}, before[kOwn];
 #pragma unroll
   for (int e = 0; e < kOwn; ++e) before[e] = 1.0f;
-#pragma unroll 4
+#pragma unroll 8
   for (int row = 0; row < kChunk; ++row) {
     const int at = tile_at<N>(row, kOwn * lane);
     const Pack<kOwn> w_raw = load<kOwn>(stage + Stage<N>::kDecay + at);
@@ -197,25 +213,23 @@ __device__ __forceinline__ void scale_rows(float* stage, int valid, int lane) {
     store(stage + Stage<N>::kKey + at, k);
     store(stage + Stage<N>::kBeta + at, beta);
   }
-  Pack<kOwn> g;
 #pragma unroll
-  for (int e = 0; e < kOwn; ++e) g.x[e] = before[e];
-  store(stage + Stage<N>::kFinal + kOwn * lane, g);
+  for (int e = 0; e < kOwn; ++e) stage[Stage<N>::kFinal + final_at(kOwn * lane + e)] = before[e];
 }
 
 // A 16 x 16 matrix as two results of `multiply`, columns 0-7 and 8-15.
 struct Square {
   float part[2][4] = {};
 };
-// The one product of squares here: d += a b, b in shared memory, row-major. From a, a result, to an operand nothing moves.
-template <int kStride>
+// The one product of squares here: d += a b, b in shared memory. From a, a result, to an operand nothing moves: a product may take its inner index
+// in any order, and this one takes 0, 2, 4, 6, 1, 3, 5, 7.
 __device__ __forceinline__ void multiply_square(Square& d, const Square& a, const float* b, int g, int t) {
 #pragma unroll
   for (int s = 0; s < 2; ++s) {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      const float* const from = b + (8 * s + 2 * t) * kStride + 8 * n + g;
-      multiply(d.part[n], a.part[s][0], a.part[s][2], a.part[s][1], a.part[s][3], from[0], from[kStride]);
+      const float* const from = b + (8 * s + 2 * t) * kSquareStride + 8 * n + g;
+      multiply(d.part[n], a.part[s][0], a.part[s][2], a.part[s][1], a.part[s][3], from[0], from[kSquareStride]);
     }
   }
 }
@@ -226,12 +240,16 @@ __device__ __forceinline__ void to_tf32(Square& x) {
     for (int e = 0; e < 4; ++e) x.part[n][e] = to_tf32(x.part[n][e]);
   }
 }
-template <int kStride>
+// Columns in their order, or, if kMixed, each eight in the order above, in which add_mixed reads them.
+template <bool kMixed>
 __device__ __forceinline__ void store_square(float* to, const Square& x, int g, int t) {
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
-    store<2>(to + g * kStride + 8 * n + 2 * t, {x.part[n][0], x.part[n][1]});
-    store<2>(to + (g + 8) * kStride + 8 * n + 2 * t, {x.part[n][2], x.part[n][3]});
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int row = g + (e & 2) * 4, odd = e & 1;
+      to[row * kSquareStride + 8 * n + (kMixed ? 4 * odd + t : 2 * t + odd)] = x.part[n][e];
+    }
   }
 }
 // Leaves what is below the diagonal, and, if kDiagonal, on it.
@@ -247,7 +265,7 @@ __device__ __forceinline__ void keep_low(Square& x, int g, int t) {
   }
 }
 
-// T over Aᵀ, both [16][kInverseStride] at `p`. Lane j < 16 finds column j of T by forward substitution, in f32; the others do the same for nothing.
+// T over Aᵀ, both [16][kSquareStride] at `p`. Lane j < 16 finds column j of T by forward substitution, in f32; the others do the same for nothing.
 __device__ __forceinline__ void invert(float* p, int lane) {
   float column[kChunk];
 #pragma unroll
@@ -256,7 +274,7 @@ __device__ __forceinline__ void invert(float* p, int lane) {
   for (int k = 0; k + 1 < kChunk; ++k) {
 #pragma unroll
     for (int unit = (k + 1) / 4; unit < kChunk / 4; ++unit) {
-      const Pack<4> below = load<4>(p + k * kInverseStride + 4 * unit);  // A[4 unit .. +3][k]
+      const Pack<4> below = load<4>(p + k * kSquareStride + 4 * unit);  // A[4 unit .. +3][k]
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         if (4 * unit + e > k) column[4 * unit + e] = fmaf(below.x[e], column[k], column[4 * unit + e]);
@@ -266,7 +284,7 @@ __device__ __forceinline__ void invert(float* p, int lane) {
   __syncwarp();
   if (lane < kChunk) {
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) p[i * kInverseStride + lane] = to_tf32(column[i]);
+    for (int i = 0; i < kChunk; ++i) p[i * kSquareStride + lane] = to_tf32(column[i]);
   }
   __syncwarp();
 }
@@ -278,21 +296,23 @@ __device__ __forceinline__ void couple_tokens(float* stage, int lane) {
   float *const alpha = stage + Stage<N>::kAlpha, *const read = stage + Stage<N>::kRead;
   float *const mix_u = stage + Stage<N>::kMixU, *const mix_y = stage + Stage<N>::kMixY, *const inverse = stage + Stage<N>::kInverse;
   Square ab, ak, rb, rk;
+  const int piece = lane / 8, row = lane % 8;  // of an address that this lane gives
+  const uint32_t base = shared_address(stage);
 #pragma unroll
-  for (int i = 0; i < N / 16; ++i) {
-    const int low = piece_at<N>(g, i, t), high = low + 8 * N;  // rows g and g + 8 turn alike
-    const Pack<4> a0 = load<4>(alpha + low), a1 = load<4>(alpha + high), r0 = load<4>(read + low), r1 = load<4>(read + high);
-    const Pack<4> b[2] = {load<4>(stage + Stage<N>::kBeta + low), load<4>(stage + Stage<N>::kBeta + high)};
-    const Pack<4> k[2] = {load<4>(stage + Stage<N>::kKey + low), load<4>(stage + Stage<N>::kKey + high)};
+  for (int j = 0; j < N / 8; ++j) {
+    const uint32_t left = base + sizeof(float) * eight_at<N>(row + (piece & 1) * 8, j, piece / 2, 0);    // operands a: both eights of rows, then keys
+    const uint32_t right = base + sizeof(float) * eight_at<N>(row + (piece & 2) * 4, j, piece & 1, 0);  // operands b: both eights of keys, then rows
+    float a[4], r[4], b[4], k[4];
+    load_pieces(a, left + sizeof(float) * Stage<N>::kAlpha);
+    load_pieces(r, left + sizeof(float) * Stage<N>::kRead);
+    load_pieces(b, right + sizeof(float) * Stage<N>::kBeta);
+    load_pieces(k, right + sizeof(float) * Stage<N>::kKey);
 #pragma unroll
-    for (int s = 0; s < 4; s += 2) {
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        multiply(ab.part[n], a0.x[s], a1.x[s], a0.x[s + 1], a1.x[s + 1], b[n].x[s], b[n].x[s + 1]);
-        multiply(ak.part[n], a0.x[s], a1.x[s], a0.x[s + 1], a1.x[s + 1], k[n].x[s], k[n].x[s + 1]);
-        multiply(rb.part[n], r0.x[s], r1.x[s], r0.x[s + 1], r1.x[s + 1], b[n].x[s], b[n].x[s + 1]);
-        multiply(rk.part[n], r0.x[s], r1.x[s], r0.x[s + 1], r1.x[s + 1], k[n].x[s], k[n].x[s + 1]);
-      }
+    for (int n = 0; n < 2; ++n) {
+      multiply(ab.part[n], a[0], a[1], a[2], a[3], b[2 * n], b[2 * n + 1]);
+      multiply(ak.part[n], a[0], a[1], a[2], a[3], k[2 * n], k[2 * n + 1]);
+      multiply(rb.part[n], r[0], r[1], r[2], r[3], b[2 * n], b[2 * n + 1]);
+      multiply(rk.part[n], r[0], r[1], r[2], r[3], k[2 * n], k[2 * n + 1]);
     }
   }
   keep_low<false>(ab, g, t);
@@ -303,45 +323,45 @@ __device__ __forceinline__ void couple_tokens(float* stage, int lane) {
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) inverse[(8 * n + 2 * t + (e & 1)) * kInverseStride + g + (e & 2) * 4] = ab.part[n][e];
+    for (int e = 0; e < 4; ++e) inverse[(8 * n + 2 * t + (e & 1)) * kSquareStride + g + (e & 2) * 4] = ab.part[n][e];
   }
   to_tf32(ak);
-  store_square<kMixStride>(mix_u, ak, g, t);
+  store_square<false>(mix_u, ak, g, t);
   __syncwarp();
   invert(inverse, lane);
 
   Square solve, q;  // T and Q
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
-    const Pack<2> low = load<2>(inverse + g * kInverseStride + 8 * n + 2 * t), high = load<2>(inverse + (g + 8) * kInverseStride + 8 * n + 2 * t);
+    const Pack<2> low = load<2>(inverse + g * kSquareStride + 8 * n + 2 * t), high = load<2>(inverse + (g + 8) * kSquareStride + 8 * n + 2 * t);
     solve.part[n][0] = low.x[0];
     solve.part[n][1] = low.x[1];
     solve.part[n][2] = high.x[0];
     solve.part[n][3] = high.x[1];
   }
   to_tf32(rb);
-  multiply_square<kInverseStride>(q, rb, inverse, g, t);
+  multiply_square(q, rb, inverse, g, t);
   to_tf32(q);
 
   Square mu;
-  multiply_square<kMixStride>(mu, solve, mix_u, g, t);
-  multiply_square<kMixStride>(rk, q, mix_u, g, t);
+  multiply_square(mu, solve, mix_u, g, t);
+  multiply_square(rk, q, mix_u, g, t);
   to_tf32(mu);
   to_tf32(rk);
   __syncwarp();
-  store_square<kMixStride>(mix_u, mu, g, t);
-  store_square<kMixStride>(mix_y, rk, g, t);
+  store_square<true>(mix_u, mu, g, t);
+  store_square<true>(mix_y, rk, g, t);
 
   // Two results at a time stand for keys 16i..16i+15: column c for key 2c in the first and 2c + 1 in the second, so that a thread's are neighbours.
 #pragma unroll
   for (int i = 0; i < N / 16; ++i) {
-    const int low = piece_at<N>(g, i, t), high = low + 8 * N;
+    const int low = sixteen_at<N>(g, i, t), high = low + 8 * N;  // rows g and g + 8 turn alike
     const Pack<4> r0 = load<4>(read + low), r1 = load<4>(read + high);
     float new_a[2][4] = {}, new_r[2][4] = {{r0.x[0], r0.x[2], r1.x[0], r1.x[2]}, {r0.x[1], r0.x[3], r1.x[1], r1.x[3]}};
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
-      const Pack<2> even = load<2>(alpha + piece_at<N>(8 * s + 2 * t, i, g / 2) + (g & 1) * 2);
-      const Pack<2> odd = load<2>(alpha + piece_at<N>(8 * s + 2 * t + 1, i, g / 2) + (g & 1) * 2);
+      const Pack<2> even = load<2>(alpha + sixteen_at<N>(8 * s + 2 * t, i, g / 2) + (g & 1) * 2);
+      const Pack<2> odd = load<2>(alpha + sixteen_at<N>(8 * s + 2 * t + 1, i, g / 2) + (g & 1) * 2);
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         multiply(new_a[n], solve.part[s][0], solve.part[s][2], solve.part[s][1], solve.part[s][3], even.x[n], odd.x[n]);
@@ -359,34 +379,25 @@ __device__ __forceinline__ void couple_tokens(float* stage, int lane) {
 }
 
 // ---- walkers ----------------------------------------------------------------------------------------------
-// 16 value rows of the state, rows g and g + 8 of a thread, as N / 8 results of `multiply` whose columns stand for keys as in couple_tokens:
-// tiles 2i and 2i + 1 hold the thread's keys 16i + 4t .. + 3, the first the even ones.
+// 16 value rows of the state, rows g and g + 8 of a thread, as N / 8 results of `multiply`. Columns 2t and 2t + 1 of result j stand for the keys t of
+// the two units that eight_at takes for j.
 template <int N>
 struct State {
   float tile[N / 8][4] = {};
 
+  static __device__ __forceinline__ int key(int j, int half, int t) { return 32 * (j / 4) + 4 * (j % 4) + 16 * half + t; }
   __device__ __forceinline__ void read(const float* rows, int g, int t) {
 #pragma unroll
-    for (int i = 0; i < N / 16; ++i) {
-      const Pack<4> low = load<4>(rows + g * N + 16 * i + 4 * t), high = load<4>(rows + (g + 8) * N + 16 * i + 4 * t);
+    for (int j = 0; j < N / 8; ++j) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        tile[2 * i + (e & 1)][e / 2] = low.x[e];
-        tile[2 * i + (e & 1)][2 + e / 2] = high.x[e];
-      }
+      for (int e = 0; e < 4; ++e) tile[j][e] = rows[(g + (e & 2) * 4) * N + key(j, e & 1, t)];
     }
   }
   __device__ __forceinline__ void write(float* rows, int g, int t) const {
 #pragma unroll
-    for (int i = 0; i < N / 16; ++i) {
-      Pack<4> low, high;
+    for (int j = 0; j < N / 8; ++j) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        low.x[e] = tile[2 * i + (e & 1)][e / 2];
-        high.x[e] = tile[2 * i + (e & 1)][2 + e / 2];
-      }
-      store(rows + g * N + 16 * i + 4 * t, low);
-      store(rows + (g + 8) * N + 16 * i + 4 * t, high);
+      for (int e = 0; e < 4; ++e) rows[(g + (e & 2) * 4) * N + key(j, e & 1, t)] = tile[j][e];
     }
   }
 };
@@ -397,30 +408,28 @@ __device__ __forceinline__ void add_outer(State<N>& state, const Square& x, cons
 #pragma unroll
   for (int s = 0; s < 2; ++s) {
 #pragma unroll
-    for (int i = 0; i < N / 16; ++i) {
-      const Pack<2> even = load<2>(m + piece_at<N>(8 * s + 2 * t, i, g / 2) + (g & 1) * 2);
-      const Pack<2> odd = load<2>(m + piece_at<N>(8 * s + 2 * t + 1, i, g / 2) + (g & 1) * 2);
-#pragma unroll
-      for (int n = 0; n < 2; ++n) multiply(state.tile[2 * i + n], x.part[s][0], x.part[s][2], x.part[s][1], x.part[s][3], even.x[n], odd.x[n]);
+    for (int j = 0; j < N / 8; ++j) {
+      const float even = m[eight_at<N>(8 * s + 2 * t, j, g & 1, g / 2)], odd = m[eight_at<N>(8 * s + 2 * t + 1, j, g & 1, g / 2)];
+      multiply(state.tile[j], x.part[s][0], x.part[s][2], x.part[s][1], x.part[s][3], even, odd);
     }
   }
 }
 
-// d += x mᵀ, x transposed as above, m lower triangular in shared memory.
-__device__ __forceinline__ void add_mixed(Square& d, const Square& x, const float* m, int g, int t) {
-#pragma unroll
-  for (int n = 0; n < 2; ++n) {
-#pragma unroll
-    for (int s = 0; s <= n; ++s) {
-      const Pack<2> from = load<2>(m + (8 * n + g) * kMixStride + 8 * s + 2 * t);
-      multiply(d.part[n], x.part[s][0], x.part[s][2], x.part[s][1], x.part[s][3], from.x[0], from.x[1]);
-    }
-  }
+// d += x mᵀ, x transposed as above, m lower triangular, at an address in shared memory that store_square<true> wrote to.
+__device__ __forceinline__ void add_mixed(Square& d, const Square& x, uint32_t m, int lane) {
+  const uint32_t row = m + sizeof(float) * (lane % 8 * kSquareStride + lane / 8 * 4);
+  float upper[4], lower[4];  // the columns 8 to 15 of the upper rows are zeros
+  load_pieces(upper, row);
+  load_pieces(lower, row + sizeof(float) * 8 * kSquareStride);
+  multiply(d.part[0], x.part[0][0], x.part[0][2], x.part[0][1], x.part[0][3], upper[0], upper[1]);
+  multiply(d.part[1], x.part[0][0], x.part[0][2], x.part[0][1], x.part[0][3], lower[0], lower[1]);
+  multiply(d.part[1], x.part[1][0], x.part[1][2], x.part[1][1], x.part[1][3], lower[2], lower[3]);
 }
 
 // Walks one chunk. `stage` is not read any more when it returns. y, transposed: values g and g + 8, tokens 8n + 2t and + 1.
 template <int N>
-__device__ __forceinline__ Square walk_chunk(State<N>& state, const float* stage, int value_stride, int warp_value, int g, int t) {
+__device__ __forceinline__ Square walk_chunk(State<N>& state, const float* stage, int value_stride, int warp_value, int lane) {
+  const int g = lane / 4, t = lane % 4;
   Square v, u, y;
 #pragma unroll
   for (int s = 0; s < 2; ++s) {
@@ -431,34 +440,32 @@ __device__ __forceinline__ Square walk_chunk(State<N>& state, const float* stage
     v.part[s][3] = from[value_stride + 8];
   }
   to_tf32(v);
+  const int piece = lane / 8, row = lane % 8;  // of an address that this lane gives
+  const uint32_t base = shared_address(stage);
 #pragma unroll
-  for (int i = 0; i < N / 16; ++i) {
-    const int low = piece_at<N>(g, i, t), high = low + 8 * N;
-    const Pack<4> a[2] = {load<4>(stage + Stage<N>::kAlpha + low), load<4>(stage + Stage<N>::kAlpha + high)};
-    const Pack<4> r[2] = {load<4>(stage + Stage<N>::kRead + low), load<4>(stage + Stage<N>::kRead + high)};
+  for (int j = 0; j < N / 8; ++j) {
+    const uint32_t from = base + sizeof(float) * eight_at<N>(row + (piece & 2) * 4, j, piece & 1, 0);
+    float a[4], r[4];
+    load_pieces(a, from + sizeof(float) * Stage<N>::kAlpha);
+    load_pieces(r, from + sizeof(float) * Stage<N>::kRead);
+    const float(&s)[4] = state.tile[j];
+    const float s0 = to_tf32(s[0]), s1 = to_tf32(s[1]), s2 = to_tf32(s[2]), s3 = to_tf32(s[3]);
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const float(&s)[4] = state.tile[2 * i + e];
-      const float s0 = to_tf32(s[0]), s1 = to_tf32(s[1]), s2 = to_tf32(s[2]), s3 = to_tf32(s[3]);
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        multiply(u.part[n], s0, s2, s1, s3, a[n].x[e], a[n].x[e + 2]);
-        multiply(y.part[n], s0, s2, s1, s3, r[n].x[e], r[n].x[e + 2]);
-      }
+    for (int n = 0; n < 2; ++n) {
+      multiply(u.part[n], s0, s2, s1, s3, a[2 * n], a[2 * n + 1]);
+      multiply(y.part[n], s0, s2, s1, s3, r[2 * n], r[2 * n + 1]);
     }
   }
-  add_mixed(u, v, stage + Stage<N>::kMixU, g, t);
-  add_mixed(y, v, stage + Stage<N>::kMixY, g, t);
+  add_mixed(u, v, base + sizeof(float) * Stage<N>::kMixU, lane);
+  add_mixed(y, v, base + sizeof(float) * Stage<N>::kMixY, lane);
   add_outer<N>(state, v, stage + Stage<N>::kKey, g, t);
   to_tf32(u);
   add_outer<N>(state, u, stage + Stage<N>::kBeta, g, t);
 #pragma unroll
-  for (int i = 0; i < N / 16; ++i) {
-    const Pack<4> decay = load<4>(stage + Stage<N>::kFinal + 16 * i + 4 * t);
+  for (int j = 0; j < N / 8; j += 2) {
+    const Pack<4> decay = load<4>(stage + Stage<N>::kFinal + 8 * j + 4 * t);
 #pragma unroll
-    for (int e = 0; e < 4; ++e) state.tile[2 * i + (e & 1)][e / 2] *= decay.x[e];
-#pragma unroll
-    for (int e = 0; e < 4; ++e) state.tile[2 * i + (e & 1)][2 + e / 2] *= decay.x[e];
+    for (int e = 0; e < 8; ++e) state.tile[j + e / 4][e % 4] *= decay.x[e / 4 * 2 + e % 2];
   }
   return y;
 }
@@ -534,7 +541,7 @@ __global__ void __maxnreg__(N > 64 ? 168 : 128) wkv_chunked_kernel(Wkv a, WkvPla
   int at = 0, parity = 0;
   for (int chunk = 0; chunk < chunks; ++chunk) {
     barrier_wait(full + at, parity);
-    const Square y = walk_chunk<N>(state, ring + at * stage_size, slice + 4, warp_value, g, t);
+    const Square y = walk_chunk<N>(state, ring + at * stage_size, slice + 4, warp_value, lane);
     __syncwarp();
     if (lane == 0) barrier_arrive(empty + at);
     float* const to = a.y + origin + chunk * kChunk * width + slice_begin + warp_value + g;
