@@ -191,7 +191,7 @@ Choice choose(const Products& p) {
   if (p.weights != DUET_BF16 || !aligned || 8 * c.plan.x_stride > kMaxShared) return c;
   c.tiles = p.n_rows > 8 && 16 * c.plan.x_stride <= kMaxShared ? 2 : 1;
   c.shared = 8 * c.tiles * c.plan.x_stride;
-  c.blocks = std::min(c.plan.first_item[p.n], static_cast<uint32_t>(multiprocessors()) * (2 * c.shared <= kMaxShared ? 2 : 1));
+  c.blocks = std::min(c.plan.first_item[p.n], static_cast<uint32_t>(multiprocessors()));  // half of each is left for the next kernel's
   return c;
 }
 
@@ -238,22 +238,28 @@ __global__ void plain_kernel(__grid_constant__ const Products p, uint32_t n_outp
 
 constexpr uint32_t kGroup = 64;   // outputs of a warp
 constexpr uint32_t kTickets = 64 << 10;  // bytes before the parts in scratch
+constexpr uint32_t kMaxPart = 320;  // inputs of a warp: 16 warps' lists of 8 rows of f32, or 16 of bf16, fit into shared memory
+constexpr uint16_t kNone = 0xffff;  // on a list
 
 struct Cut {
   uint32_t n_groups;  // of 64 outputs in a block, a power of two up to 8; the other warps divide its inputs
   uint32_t columns;   // blocks side by side
   uint32_t slices;    // of n_in, one a block
-  uint32_t slice;     // inputs of a slice, a multiple of 16
+  uint32_t slice;     // inputs of a slice
+  uint32_t part;      // inputs of a warp: its share of a slice, a multiple of 16 and small enough for shared memory
 };
 
 // Enough blocks for the whole chip, slabs of rows counted in.
 Cut cut(uint32_t n_out, uint32_t n_in, uint32_t n_slabs) {
   const uint32_t groups = (n_out + kGroup - 1) / kGroup, blocks = static_cast<uint32_t>(multiprocessors());
-  Cut c{8, 0, 0, 0};
+  Cut c{8, 0, 0, 0, 0};
   while (c.n_groups > 1 && groups % c.n_groups != 0) c.n_groups /= 2;
   c.columns = (groups + c.n_groups - 1) / c.n_groups;
+  const uint32_t parts = kWarps / c.n_groups;
   c.slices = std::clamp(blocks / (c.columns * n_slabs), 1u, (n_in + 15) / 16);
-  c.slice = ((n_in + c.slices - 1) / c.slices + 15) / 16 * 16;
+  c.part = std::min(((n_in + c.slices - 1) / c.slices + parts - 1) / parts, kMaxPart - 15);
+  c.part = (c.part + 15) / 16 * 16;
+  c.slice = c.part * parts;
   c.slices = (n_in + c.slice - 1) / c.slice;
   return c;
 }
@@ -268,27 +274,35 @@ struct SkipPlan {
 __device__ __forceinline__ uint32_t pair_low(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
 __device__ __forceinline__ uint32_t pair_high(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
 
-// Where the sums of a warp's 64 outputs are kept, and how a step of 16 inputs is added: by the tensor core for bf16 ...
-template <class T, int kTiles>
-struct GroupSums {
-  static_assert(sizeof(T) == 2);
+// How a warp adds a step of 16 listed inputs to the sums of its 64 outputs: by the tensor core for bf16 ...
+template <int kTiles>
+struct BrainGroup {
+  using Weight = bf16;
+  using Input = bf16;
+  static constexpr uint32_t kRows = 8 * kTiles, kSteps = 3;  // steps that a warp has in flight
+  struct Step {
+    uint4 row[4];
+  };
   Sums sums[kTiles][4];
   // Thread (g, t) reads the 8 outputs from 8 g of the inputs 4 t to 4 t + 3: whole lines. Outputs 8 g + 2 i and + 1 are output
   // g and g + 8 of the tile i; pairs of inputs are put together from two rows.
-  __device__ __forceinline__ void add(const T* w, uint32_t n_out, const uint16_t* list, const bf16* u, uint32_t u_stride, uint32_t column) {
-    const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const ushort4 f = reinterpret_cast<const ushort4*>(list)[t];
-    const uint32_t at = column + 8 * g;
-    uint4 row[4];
+  static __device__ __forceinline__ Step fetch(const bf16* w, uint32_t n_out, const uint16_t* list, uint32_t column) {
+    const uint32_t lane = threadIdx.x % 32, at = column + 8 * (lane / 4);
+    const ushort4 f = reinterpret_cast<const ushort4*>(list)[lane % 4];
     const uint16_t rows[4] = {f.x, f.y, f.z, f.w};
+    Step s;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) row[i] = rows[i] != 0xffff && at < n_out ? stream_load(w + static_cast<uint64_t>(rows[i]) * n_out + at) : uint4{0, 0, 0, 0};
+    for (int i = 0; i < 4; ++i) s.row[i] = rows[i] != kNone && at < n_out ? stream_load(w + static_cast<uint64_t>(rows[i]) * n_out + at) : uint4{0, 0, 0, 0};
+    return s;
+  }
+  __device__ __forceinline__ void add(const Step& s, const bf16* u, uint32_t u_stride) {
+    const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     uint2 b[kTiles];
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) b[tile] = *reinterpret_cast<const uint2*>(u + (8 * tile + g) * u_stride + 4 * t);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const auto word = [&](int r) { return i == 0 ? row[r].x : i == 1 ? row[r].y : i == 2 ? row[r].z : row[r].w; };
+      const auto word = [&](int r) { return i == 0 ? s.row[r].x : i == 1 ? s.row[r].y : i == 2 ? s.row[r].z : s.row[r].w; };
       const uint32_t a0 = pair_low(word(0), word(1)), a1 = pair_high(word(0), word(1)), a2 = pair_low(word(2), word(3)), a3 = pair_high(word(2), word(3));
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) multiply(sums[tile][i], a0, a1, a2, a3, b[tile].x, b[tile].y);
@@ -308,21 +322,30 @@ struct GroupSums {
 
 // ... and by fused multiply-add for the others
 template <class T>
-struct PlainGroupSums {
-  float sums[8][2] = {};
-  __device__ __forceinline__ void add(const T* w, uint32_t n_out, const uint16_t* list, const float* u, uint32_t u_stride, uint32_t column) {
-    const uint32_t at = column + 2 * (threadIdx.x % 32);
+struct PlainGroup {
+  using Weight = T;
+  using Input = float;
+  static constexpr uint32_t kRows = 8, kSteps = 1;
+  struct Step {
     float2 row[16];
+  };
+  float sums[8][2] = {};
+  static __device__ __forceinline__ Step fetch(const T* w, uint32_t n_out, const uint16_t* list, uint32_t column) {
+    const uint32_t at = column + 2 * (threadIdx.x % 32);
+    Step s;
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
-      const bool inside = list[i] != 0xffff;
+      const bool inside = list[i] != kNone;
       const T* p = w + static_cast<uint64_t>(inside ? list[i] : 0) * n_out + at;
-      row[i] = {inside && at < n_out ? to_f32(p[0]) : 0, inside && at + 1 < n_out ? to_f32(p[1]) : 0};
+      s.row[i] = {inside && at < n_out ? to_f32(p[0]) : 0, inside && at + 1 < n_out ? to_f32(p[1]) : 0};
     }
+    return s;
+  }
+  __device__ __forceinline__ void add(const Step& s, const float* u, uint32_t u_stride) {
 #pragma unroll
     for (int r = 0; r < 8; ++r)
 #pragma unroll
-      for (int i = 0; i < 16; ++i) sums[r][0] = fmaf(u[r * u_stride + i], row[i].x, sums[r][0]), sums[r][1] = fmaf(u[r * u_stride + i], row[i].y, sums[r][1]);
+      for (int i = 0; i < 16; ++i) sums[r][0] = fmaf(u[r * u_stride + i], s.row[i].x, sums[r][0]), sums[r][1] = fmaf(u[r * u_stride + i], s.row[i].y, sums[r][1]);
   }
   template <class F>
   __device__ __forceinline__ void each(F&& f) const {
@@ -333,12 +356,14 @@ struct PlainGroupSums {
   }
 };
 
-// Block (column part, slice of the inputs, slab of rows): lists the inputs that are not zero, adds up their rows of w, and
-// leaves its part; the block that comes last adds the parts to x in the order of the slices.
-template <class T, class U, class Group, uint32_t kRows>
+// Block (column part, slice of the inputs, slab of rows). Each warp lists which inputs of its part of the slice are not zero and
+// adds up their rows of w; the block leaves its sums, and the one that comes last adds all to x in the order of the slices.
+template <class Group>
 __global__ void __launch_bounds__(kThreads, 1) skipping_kernel(__grid_constant__ const SkipPlan plan) {
+  using T = typename Group::Weight;
+  using U = typename Group::Input;
+  constexpr uint32_t kRows = Group::kRows, kSteps = Group::kSteps;
   extern __shared__ __align__(128) char shared[];
-  __shared__ uint32_t counts[kWarps];
   __shared__ bool is_last;
   let_next_start();
   if (blockIdx.z == 0) fetch_ahead(plan.p.ahead, blockIdx.y * gridDim.x + blockIdx.x, gridDim.x * gridDim.y);
@@ -347,52 +372,56 @@ __global__ void __launch_bounds__(kThreads, 1) skipping_kernel(__grid_constant__
   const uint32_t first_row = blockIdx.z * kRows, used = static_cast<uint32_t>(p.used[p.count_index]);
   if (first_row >= used) return;
   const uint32_t n_rows = min(kRows, used - first_row), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const uint32_t stride = plan.cut.slice + 8;  // of u in elements: rows start in different banks
-  U* u = reinterpret_cast<U*>(shared);         // [kRows][stride], only what is listed
-  float* sums = reinterpret_cast<float*>(shared);  // later: [warps][kRows][64]
-  auto* list = reinterpret_cast<uint16_t*>(shared + max(kRows * stride * static_cast<uint32_t>(sizeof(U)), kWarps * kRows * kGroup * 4));
+  const uint32_t n_groups = plan.cut.n_groups, parts = kWarps / n_groups, part = warp / n_groups, size = plan.cut.part;
+  const uint32_t begin = min(p.n_in, blockIdx.y * plan.cut.slice + part * size), n = min(min(size, plan.cut.slice - min(plan.cut.slice, part * size)), p.n_in - begin);
 
-  const uint32_t begin = blockIdx.y * plan.cut.slice, n = min(plan.cut.slice, p.n_in - begin);
+  const uint32_t stride = size + 16 + 8;  // of u in elements: rows start in different banks
+  U* u = reinterpret_cast<U*>(shared) + static_cast<uint64_t>(warp) * kRows * stride;  // [kRows][stride], only what is listed
+  auto* list = reinterpret_cast<uint16_t*>(reinterpret_cast<U*>(shared) + static_cast<uint64_t>(kWarps) * kRows * stride) + warp * (size + 16);
+  const U* from = static_cast<const U*>(p.u) + static_cast<uint64_t>(first_row) * p.n_in + begin;
   uint32_t listed = 0;
-  for (uint32_t base = 0; base < n; base += kThreads) {
-    const uint32_t f = base + threadIdx.x;
+  for (uint32_t base = 0; base < n; base += 32) {
+    const uint32_t f = base + lane;
     U mine[kRows];
     bool any = false;
 #pragma unroll
     for (uint32_t r = 0; r < kRows; ++r) {
-      mine[r] = f < n && r < n_rows ? static_cast<const U*>(p.u)[static_cast<uint64_t>(first_row + r) * p.n_in + begin + f] : from_f32<U>(0);
+      mine[r] = f < n && r < n_rows ? from[static_cast<uint64_t>(r) * p.n_in + f] : from_f32<U>(0);
       any |= to_f32(mine[r]) != 0;
     }
     const uint32_t ballot = __ballot_sync(~0u, any);
-    if (lane == 0) counts[warp] = __popc(ballot);
-    __syncthreads();
-    uint32_t before = 0, all = 0;
-    for (uint32_t w = 0; w < kWarps; ++w) {
-      before += w < warp ? counts[w] : 0;
-      all += counts[w];
-    }
     if (any) {
-      const uint32_t at = listed + before + __popc(ballot & ((1u << lane) - 1));
+      const uint32_t at = listed + __popc(ballot & ((1u << lane) - 1));
       list[at] = static_cast<uint16_t>(f);
 #pragma unroll
       for (uint32_t r = 0; r < kRows; ++r) u[r * stride + at] = mine[r];
     }
-    listed += all;
-    __syncthreads();
+    listed += __popc(ballot);
   }
-  const uint32_t padded = (listed + 15) / 16 * 16;
-  if (threadIdx.x < padded - listed) {
-    list[listed + threadIdx.x] = 0xffff;
-    for (uint32_t r = 0; r < kRows; ++r) u[r * stride + listed + threadIdx.x] = from_f32<U>(0);
+  if (lane < 16) {  // a whole number of steps
+    list[listed + lane] = kNone;
+#pragma unroll
+    for (uint32_t r = 0; r < kRows; ++r) u[r * stride + listed + lane] = from_f32<U>(0);
   }
-  __syncthreads();
+  __syncwarp();
 
   Group group;
-  const uint32_t n_groups = plan.cut.n_groups, column = (blockIdx.x * n_groups + warp % n_groups) * kGroup, parts = kWarps / n_groups;
+  const uint32_t column = (blockIdx.x * n_groups + warp % n_groups) * kGroup;
   const T* w = static_cast<const T*>(p.w) + static_cast<uint64_t>(begin) * p.n_out;
-#pragma unroll 2
-  for (uint32_t i = 16 * (warp / n_groups); i < padded; i += 16 * parts) group.add(w, p.n_out, list + i, u + i, stride, column);
-  __syncthreads();  // u has been read: its memory is free for the sums
+  typename Group::Step steps[kSteps];
+#pragma unroll
+  for (uint32_t k = 0; k < kSteps; ++k)
+    if (16 * k < listed) steps[k] = Group::fetch(w, p.n_out, list + 16 * k, column);
+  for (uint32_t i = 0; i < listed; i += 16 * kSteps)
+#pragma unroll
+    for (uint32_t k = 0; k < kSteps; ++k) {
+      const uint32_t at = i + 16 * k;
+      if (at >= listed) break;
+      group.add(steps[k], u + at, stride);
+      if (at + 16 * kSteps < listed) steps[k] = Group::fetch(w, p.n_out, list + at + 16 * kSteps, column);
+    }
+  __syncthreads();  // all of u has been read: its memory is free for the sums, [warps][kRows][64]
+  float* sums = reinterpret_cast<float*>(shared);
   group.each([&](uint32_t r, uint32_t o, float sum) { sums[(warp * kRows + r) * kGroup + o] = sum; });
   __syncthreads();
   const uint32_t width = n_groups * kGroup, first = blockIdx.x * width;
@@ -415,19 +444,21 @@ __global__ void __launch_bounds__(kThreads, 1) skipping_kernel(__grid_constant__
     const uint32_t r = i / width, o = first + i % width;
     if (o >= p.n_out) continue;
     float* x = p.x + static_cast<uint64_t>(first_row + r) * p.n_out + o;
-    float sum = 0;
-#pragma unroll 8
+    float sum = *x;
+#pragma unroll 16
     for (uint32_t s = 0; s < plan.cut.slices; ++s) sum += __ldcg(all + (static_cast<uint64_t>(s) * kRows + r) * p.n_out + o);
-    *x += sum;
+    *x = sum;
   }
 }
 
-template <class T, class U, class Group, uint32_t kRows>
+template <class Group>
 Error launch_skipping(const SkippingProduct& p, void* scratch, Stream stream) {
+  constexpr uint32_t kRows = Group::kRows;
   const uint32_t n_slabs = (p.n_rows + kRows - 1) / kRows;
-  SkipPlan plan{p, cut(p.n_out, p.n_in, n_slabs), static_cast<uint32_t*>(scratch), reinterpret_cast<float*>(static_cast<char*>(scratch) + kTickets)};
-  const uint32_t shared = std::max(kRows * (plan.cut.slice + 8) * static_cast<uint32_t>(sizeof(U)), kWarps * kRows * kGroup * 4) + (plan.cut.slice + 16) * 2;
-  const auto kernel = skipping_kernel<T, U, Group, kRows>;
+  const SkipPlan plan{p, cut(p.n_out, p.n_in, n_slabs), static_cast<uint32_t*>(scratch), reinterpret_cast<float*>(static_cast<char*>(scratch) + kTickets)};
+  const uint32_t size = plan.cut.part, lists = kWarps * (kRows * (size + 24) * static_cast<uint32_t>(sizeof(typename Group::Input)) + (size + 16) * 2);
+  const uint32_t shared = std::max(lists, kWarps * kRows * kGroup * 4);
+  const auto kernel = skipping_kernel<Group>;
   if (const Error e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)); e != cudaSuccess) return e;
   return launch(kernel, dim3(plan.cut.columns, plan.cut.slices, n_slabs), dim3(kThreads), shared, stream, plan);
 }
@@ -465,10 +496,10 @@ uint64_t skipping_scratch_bytes(uint32_t n_out, uint32_t n_rows) {
 }
 
 Error skipping_product(const SkippingProduct& p, void* scratch, Stream stream) {
-  if (p.weights == DUET_F32) return launch_skipping<float, float, PlainGroupSums<float>, 8>(p, scratch, stream);
-  if (p.weights == DUET_F16) return launch_skipping<f16, float, PlainGroupSums<f16>, 8>(p, scratch, stream);
-  if (p.n_rows <= 8) return launch_skipping<bf16, bf16, GroupSums<bf16, 1>, 8>(p, scratch, stream);
-  return launch_skipping<bf16, bf16, GroupSums<bf16, 2>, 16>(p, scratch, stream);
+  if (p.weights == DUET_F32) return launch_skipping<PlainGroup<float>>(p, scratch, stream);
+  if (p.weights == DUET_F16) return launch_skipping<PlainGroup<f16>>(p, scratch, stream);
+  if (p.n_rows <= 8) return launch_skipping<BrainGroup<1>>(p, scratch, stream);
+  return launch_skipping<BrainGroup<2>>(p, scratch, stream);
 }
 
 }  // namespace duet_cuda

@@ -126,42 +126,82 @@ __global__ void embed_kernel(Embed a) {
     if (const uint32_t i = threadIdx.x + j * blockDim.x; i < n) write4(x, i, normed(row.v[j], s.mean, s.scale, w.v[j], b.v[j]));
 }
 
-// Block (token, slice, 0): the norm of the whole row, the outputs of a slice of the channels.
+constexpr uint32_t kFewTokens = 256, kFewThreads = 128;
+constexpr uint32_t kFetchers = 64;  // blocks that read nothing but ahead
+
+// Few tokens. Block (slice, token): the norm of the whole row, and an output vector of the slice a thread; slices beyond the row
+// have nothing to do but to fetch ahead. What no earlier kernel writes is loaded before the wait.
 template <class T, int kVectors, int kMixes>
-__global__ void __launch_bounds__(kVectors == 4 ? 512 : 1024) shift_mix_kernel(ShiftMix a) {
+__global__ void __launch_bounds__(kFewThreads) shift_mix_few_kernel(ShiftMix a) {
   let_next_start();
-  if (blockIdx.z > 0) return fetch_ahead(a.ahead, ((blockIdx.z - 1) * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x, (gridDim.z - 1) * gridDim.y * gridDim.x);  // a block for this alone
+  const uint32_t n = a.width / 4, i = blockIdx.x * kFewThreads + threadIdx.x;
+  fetch_ahead(a.ahead, blockIdx.x + gridDim.x * blockIdx.y, gridDim.x * gridDim.y);
+  if (blockIdx.x * kFewThreads >= n) return;
+  float4 w{}, b{}, mix[kMixes]{};
+  if (i < n) {
+    w = read4(a.norm.weight, i), b = read4(a.norm.bias, i);
+#pragma unroll
+    for (int q = 0; q < kMixes; ++q) mix[q] = read4(a.mix[q], i);
+  }
+  wait_for_inputs();
+  const uint32_t t = blockIdx.y;
+  if (t >= static_cast<uint32_t>(a.packed.used[0])) return;
+  const Place place = a.places[t];
+  const float* x = a.x + static_cast<uint64_t>(t) * a.width;
+  const Row<kVectors> row = read_row<float, kVectors>(x, n), before = place.is_first ? Row<kVectors>{} : read_row<float, kVectors>(x - a.width, n);
+  float* state = place.slot < 0 ? nullptr : a.state + static_cast<uint64_t>(place.slot) * a.slot_stride;
+  float4 y{}, y_prev{};
+  if (i < n) {
+    y = read4(x, i);
+    if (!place.is_first)
+      y_prev = read4(x - a.width, i);
+    else if (state)
+      y_prev = read4(state, i);
+  }
+  Scale of_row, of_before;
+  row_scales(row, before, n, a.norm.epsilon, of_row, of_before);
+  if (i >= n) return;
+  y = normed(y, of_row.mean, of_row.scale, w, b);
+  if (!place.is_first) y_prev = normed(y_prev, of_before.mean, of_before.scale, w, b);
+#pragma unroll
+  for (int q = 0; q < kMixes; ++q) write4(static_cast<T*>(a.out[q]) + static_cast<uint64_t>(t) * a.width, i, mixed(y, y_prev, mix[q]));
+  if (a.single && state) write4(state, i, y);  // by the thread that read it
+}
+
+// Many tokens. A block walks kRun tokens in a row with the weights in registers, and has the norm of the token before at hand.
+constexpr uint32_t kRun = 8;
+template <class T, int kVectors, int kMixes>
+__global__ void __launch_bounds__(kVectors == 4 ? 512 : 1024) shift_mix_many_kernel(ShiftMix a) {
+  let_next_start();
   const uint32_t n = a.width / 4;
   const Row<kVectors> w = read_row<float, kVectors>(a.norm.weight, n), b = read_row<float, kVectors>(a.norm.bias, n);
   Row<kVectors> mix[kMixes];
 #pragma unroll
   for (int q = 0; q < kMixes; ++q) mix[q] = read_row<float, kVectors>(a.mix[q], n);
   wait_for_inputs();
-  const uint32_t t = blockIdx.x;
-  if (t >= static_cast<uint32_t>(a.packed.used[0])) return;
-  const Place place = a.places[t];
-  const float* x = a.x + static_cast<uint64_t>(t) * a.width;
-  float* state = place.slot < 0 ? nullptr : a.state + static_cast<uint64_t>(place.slot) * a.slot_stride;
-  const Row<kVectors> row = read_row<float, kVectors>(x, n);
-  Row<kVectors> before;
-  if (!place.is_first)
-    before = read_row<float, kVectors>(x - a.width, n);
-  else if (state)
-    before = read_row<float, kVectors>(state, n);
-  else
-    before = {};
-  Scale of_row, of_before;
-  row_scales(row, before, n, a.norm.epsilon, of_row, of_before);
-  const uint32_t slice = (n + gridDim.y - 1) / gridDim.y, from = blockIdx.y * slice, to = min(n, from + slice);
+  const uint32_t used = static_cast<uint32_t>(a.packed.used[0]), begin = blockIdx.x * kRun, end = min(begin + kRun, used);
+  Row<kVectors> before{};  // the norm of token t - 1
+  for (uint32_t t = begin; t < end; ++t) {
+    const Place place = a.places[t];
+    const float* x = a.x + static_cast<uint64_t>(t) * a.width;
+    Row<kVectors> row = read_row<float, kVectors>(x, n);
+    const bool fetch = t == begin && !place.is_first;
+    const Row<kVectors> other = fetch ? read_row<float, kVectors>(x - a.width, n) : Row<kVectors>{};
+    Scale of_row, of_other;
+    row_scales(row, other, n, a.norm.epsilon, of_row, of_other);
+    __syncthreads();  // the next round writes what this one's sums are read from
+    const float* state = place.slot < 0 ? nullptr : a.state + static_cast<uint64_t>(place.slot) * a.slot_stride;
+    if (place.is_first) before = state ? read_row<float, kVectors>(state, n) : Row<kVectors>{};
 #pragma unroll
-  for (int j = 0; j < kVectors; ++j) {
-    const uint32_t i = threadIdx.x + j * blockDim.x;
-    if (i < from || i >= to) continue;
-    const float4 y = normed(row.v[j], of_row.mean, of_row.scale, w.v[j], b.v[j]);
-    const float4 y_prev = place.is_first ? before.v[j] : normed(before.v[j], of_before.mean, of_before.scale, w.v[j], b.v[j]);
+    for (int j = 0; j < kVectors; ++j) {
+      const uint32_t i = threadIdx.x + j * blockDim.x;
+      if (i >= n) continue;
+      if (fetch) before.v[j] = normed(other.v[j], of_other.mean, of_other.scale, w.v[j], b.v[j]);
+      const float4 y = normed(row.v[j], of_row.mean, of_row.scale, w.v[j], b.v[j]);
 #pragma unroll
-    for (int q = 0; q < kMixes; ++q) write4(static_cast<T*>(a.out[q]) + static_cast<uint64_t>(t) * a.width, i, mixed(y, y_prev, mix[q].v[j]));
-    if (a.single && state) write4(state, i, y);  // by the thread that read it
+      for (int q = 0; q < kMixes; ++q) write4(static_cast<T*>(a.out[q]) + static_cast<uint64_t>(t) * a.width, i, mixed(y, before.v[j], mix[q].v[j]));
+      before.v[j] = y;
+    }
   }
 }
 
@@ -212,6 +252,12 @@ Error with_block(uint32_t width, bool few_rows, F&& f) {
   return f(std::integral_constant<int, 4>(), threads(4));
 }
 
+Error launch_keep_last(const ShiftMix& a, Stream stream) {
+  return with_block(a.width, a.packed.n_seqs <= 64, [&](auto vectors, uint32_t threads) {
+    return launch(keep_last_kernel<decltype(vectors)::value>, dim3(a.packed.n_seqs), dim3(threads), 0, stream, a);
+  });
+}
+
 }  // namespace
 
 Error place_tokens(const Packed& p, Place* places, Stream stream) {
@@ -227,19 +273,27 @@ Error embed(const Embed& a, Stream stream) {
 }
 
 Error shift_mix(const ShiftMix& a, Stream stream) {
-  const uint32_t n_tokens = a.packed.n_tokens;
-  const Error error = with_block(a.width, n_tokens <= 64, [&](auto vectors, uint32_t threads) {
-    constexpr int k = decltype(vectors)::value;
-    const auto kernel = a.n_mixes == 1 ? (a.bf16 ? shift_mix_kernel<bf16, k, 1> : shift_mix_kernel<float, k, 1>)
-                                       : (a.bf16 ? shift_mix_kernel<bf16, k, 6> : shift_mix_kernel<float, k, 6>);
-    const uint32_t slices = n_tokens >= 64 ? 1 : n_tokens >= 16 ? 2 : 4;
-    const uint32_t fetchers = a.ahead.piece == 0 ? 0 : (64 / slices + n_tokens - 1) / n_tokens;  // blocks that read nothing but ahead
-    return launch(kernel, dim3(n_tokens, slices, 1 + fetchers), dim3(threads), 0, stream, a);
-  });
-  if (error != kSuccess || a.single) return error;
-  return with_block(a.width, a.packed.n_seqs <= 64, [&](auto vectors, uint32_t threads) {
-    return launch(keep_last_kernel<decltype(vectors)::value>, dim3(a.packed.n_seqs), dim3(threads), 0, stream, a);
-  });
+  const uint32_t n_tokens = a.packed.n_tokens, n = a.width / 4;
+  Error error = kSuccess;
+  if (n_tokens <= kFewTokens) {
+    const auto launch_few = [&](auto vectors) {
+      constexpr int k = decltype(vectors)::value;
+      const auto kernel = a.n_mixes == 1 ? (a.bf16 ? shift_mix_few_kernel<bf16, k, 1> : shift_mix_few_kernel<float, k, 1>)
+                                         : (a.bf16 ? shift_mix_few_kernel<bf16, k, 6> : shift_mix_few_kernel<float, k, 6>);
+      const uint32_t slices = (n + kFewThreads - 1) / kFewThreads, fetchers = a.ahead.piece == 0 ? 0 : kFetchers / n_tokens;
+      return launch(kernel, dim3(slices + fetchers, n_tokens), dim3(kFewThreads), 0, stream, a);
+    };
+    error = n <= 2 * kFewThreads ? launch_few(std::integral_constant<int, 2>()) : n <= 8 * kFewThreads ? launch_few(std::integral_constant<int, 8>()) : launch_few(std::integral_constant<int, 16>());
+  } else {
+    error = with_block(a.width, false, [&](auto vectors, uint32_t threads) {
+      constexpr int k = decltype(vectors)::value;
+      const auto kernel = a.n_mixes == 1 ? (a.bf16 ? shift_mix_many_kernel<bf16, k, 1> : shift_mix_many_kernel<float, k, 1>)
+                                         : (a.bf16 ? shift_mix_many_kernel<bf16, k, 6> : shift_mix_many_kernel<float, k, 6>);
+      return launch(kernel, dim3((n_tokens + kRun - 1) / kRun), dim3(threads), 0, stream, a);
+    });
+  }
+  const bool kept = a.single && n_tokens <= kFewTokens;
+  return error != kSuccess || kept ? error : launch_keep_last(a, stream);
 }
 
 Error head_rows(const HeadRows& a, Stream stream) {
