@@ -126,17 +126,17 @@ constexpr int kSquareStride = 20;  // of 16 x 16 matrices: a unit of eight rows 
 template <int N>
 struct Stage {
   static constexpr int kTile = kChunk * N;
-  static constexpr int kAlpha = 0;            // [16][N] kk, then Ã, then Ã'
-  static constexpr int kRead = kTile;         // [16][N] r, then R̃, then R̃'
-  static constexpr int kKey = 2 * kTile;      // [16][N] k, then K̃
-  static constexpr int kBeta = 3 * kTile;     // [16][N] a, then B̃
-  static constexpr int kDecay = 4 * kTile;    // [16][N] w_raw, until three [16][kSquareStride] are written over it
-  static constexpr int kMixU = kDecay;                              // strict(Ã K̃ᵀ), then Mu
-  static constexpr int kMixY = kMixU + kChunk * kSquareStride;      // My
-  static constexpr int kInverse = kMixY + kChunk * kSquareStride;   // Aᵀ, then T
+  static constexpr int kAlpha = 0;                                 // [16][N] kk, then Ã, then Ã'
+  static constexpr int kRead = kTile;                              // [16][N] r, then R̃, then R̃'
+  static constexpr int kKey = 2 * kTile;                           // [16][N] k, then K̃
+  static constexpr int kBeta = 3 * kTile;                          // [16][N] a, then B̃
+  static constexpr int kDecay = 4 * kTile;                         // [16][N] w_raw, until three [16][kSquareStride] are written over it
+  static constexpr int kMixU = kDecay;                             // strict(Ã K̃ᵀ), then Mu
+  static constexpr int kMixY = kMixU + kChunk * kSquareStride;     // My
+  static constexpr int kInverse = kMixY + kChunk * kSquareStride;  // Aᵀ, then T
   static constexpr int kMixEnd = kInverse + kChunk * kSquareStride;
   static constexpr int kFinal = kDecay + kTile > kMixEnd ? kDecay + kTile : kMixEnd;  // [N] g of the last token, in final_at order
-  static constexpr int kValue = kFinal + N;                                            // [16][slice + 4] v
+  static constexpr int kValue = kFinal + N;                                           // [16][slice + 4] v
   __host__ __device__ static constexpr int size(int slice) { return kValue + kChunk * (slice + 4); }
 };
 
@@ -300,7 +300,7 @@ __device__ __forceinline__ void couple_tokens(float* stage, int lane) {
   const uint32_t base = shared_address(stage);
 #pragma unroll
   for (int j = 0; j < N / 8; ++j) {
-    const uint32_t left = base + sizeof(float) * eight_at<N>(row + (piece & 1) * 8, j, piece / 2, 0);    // operands a: both eights of rows, then keys
+    const uint32_t left = base + sizeof(float) * eight_at<N>(row + (piece & 1) * 8, j, piece / 2, 0);   // operands a: both eights of rows, then keys
     const uint32_t right = base + sizeof(float) * eight_at<N>(row + (piece & 2) * 4, j, piece & 1, 0);  // operands b: both eights of keys, then rows
     float a[4], r[4], b[4], k[4];
     load_pieces(a, left + sizeof(float) * Stage<N>::kAlpha);
@@ -369,7 +369,7 @@ __device__ __forceinline__ void couple_tokens(float* stage, int lane) {
       }
     }
     __syncwarp();  // these sixteen columns have been read by all
-    const auto write = [](float* tile, int low_at, int high_at, const float (&x)[2][4]) {
+    const auto write = [](float* tile, int low_at, int high_at, const float(&x)[2][4]) {
       store<4>(tile + low_at, {to_tf32(x[0][0]), to_tf32(x[1][0]), to_tf32(x[0][1]), to_tf32(x[1][1])});
       store<4>(tile + high_at, {to_tf32(x[0][2]), to_tf32(x[1][2]), to_tf32(x[0][3]), to_tf32(x[1][3])});
     };
@@ -500,8 +500,7 @@ __global__ void __maxnreg__(N > 64 ? 168 : 128) wkv_chunked_kernel(Wkv a, WkvPla
     // Chunks warp, warp + producers, ...: the copies of the next start before the work on this one if its stage is free by then, else after it.
     // As producers <= stages, the walkers are then done with all but the last chunk before it in its stage: one bit of phase is enough.
     const auto fetch = [&](int chunk) {
-      fetch_chunk<N>(a, ring + chunk % stages * stage_size, origin + chunk * kChunk * width, min(kChunk, length - chunk * kChunk), slice, slice_begin,
-                     lane);
+      fetch_chunk<N>(a, ring + chunk % stages * stage_size, origin + chunk * kChunk * width, min(kChunk, length - chunk * kChunk), slice, slice_begin, lane);
     };
     // A stage is free for a chunk when the walkers are done with the chunk before it there.
     const auto freed = [&](int chunk) { return empty + chunk % stages; };

@@ -34,12 +34,13 @@ __device__ __forceinline__ float dot(const float4& a, const float4& b) { return 
 __device__ __forceinline__ float step(float s, float w, float u, float beta, float v, float k) { return fmaf(s, w, fmaf(u, beta, v * k)); }
 
 // kWhole: lanes * 16 keys and slices * rows values are exactly the head, and pieces of the state are aligned to 16 bytes.
-// kItems: how many tokens of a tile each thread fetches a key for.
+// kItems: for how many tokens of a tile each thread fetches a key; 1 for tiles of one token.
 template <bool kWhole, int kItems>
 __global__ void __launch_bounds__(kThreads, kItems == 1 ? 3 : 2) wkv_sequential_kernel(Wkv a, Shape shape) {
   let_next_start();
   wait_for_inputs();
   extern __shared__ float4 shared[];
+  const int tile = kItems == 1 ? 1 : shape.tile;
   const int n = a.head_size, padded = shape.lanes * kKeys, tid = threadIdx.x;
   const uint32_t slice = blockIdx.x % shape.slices, pair = blockIdx.x / shape.slices, head = pair % a.n_head, seq = pair / a.n_head;
   if (seq >= static_cast<uint32_t>(a.used[1])) return;
@@ -65,31 +66,31 @@ __global__ void __launch_bounds__(kThreads, kItems == 1 ? 3 : 2) wkv_sequential_
   }
 
   const uint64_t width = static_cast<uint64_t>(a.n_head) * n, origin = first * width + static_cast<uint64_t>(head) * n;
-  float* const vectors = reinterpret_cast<float*>(shared);                // [tile][kVectors][padded]
-  float* const values = vectors + shape.tile * kVectors * padded;         // [tile][rows]
-  const int key = tid % padded, key_token = tid / padded, key_step = shape.rows / kKeys;   // what this thread fetches: one key of every key_step-th token,
+  float* const vectors = reinterpret_cast<float*>(shared);                                    // [tile][kVectors][padded]
+  float* const values = vectors + tile * kVectors * padded;                                   // [tile][rows]
+  const int key = tid % padded, key_token = tid / padded, key_step = shape.rows / kKeys;      // what this thread fetches: one key of every key_step-th token,
   const int fetched = slice * shape.rows + tid % shape.rows, value_token = tid / shape.rows;  // one value of every lanes-th
   float raw[kItems][6];
   const auto fetch = [&](int begin) {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       const int t = begin + key_token + i * key_step, tv = begin + value_token + i * shape.lanes;
-      const bool here = t < length && key_token + i * key_step < shape.tile && (kWhole || key < n);
+      const bool here = t < length && key_token + i * key_step < tile && (kWhole || key < n);
       const uint64_t at = origin + t * width + key;
       raw[i][0] = here ? a.w_raw[at] : 0;
       raw[i][1] = here ? a.kk[at] : 0;
       raw[i][2] = here ? a.a[at] : 0;
       raw[i][3] = here ? a.k[at] : 0;
       raw[i][4] = here ? a.r[at] : 0;
-      raw[i][5] = tv < length && value_token + i * shape.lanes < shape.tile && (kWhole || fetched < n) ? a.v[origin + tv * width + fetched] : 0;
+      raw[i][5] = tv < length && value_token + i * shape.lanes < tile && (kWhole || fetched < n) ? a.v[origin + tv * width + fetched] : 0;
     }
   };
   fetch(0);
-  for (int begin = 0; begin < length; begin += shape.tile) {
+  for (int begin = 0; begin < length; begin += tile) {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       const int t = key_token + i * key_step, tv = value_token + i * shape.lanes;
-      if (t < shape.tile) {
+      if (t < tile) {
         float* const to = vectors + t * kVectors * padded + key;
         constexpr float kScale = 0.60653065971263342f;  // exp(-1/2)
         to[kDecay * padded] = expf(-kScale / (1.0f + expf(-raw[i][0])));
@@ -98,11 +99,11 @@ __global__ void __launch_bounds__(kThreads, kItems == 1 ? 3 : 2) wkv_sequential_
         to[kKey * padded] = raw[i][3];
         to[kRead * padded] = raw[i][4];
       }
-      if (tv < shape.tile) values[tv * shape.rows + tid % shape.rows] = raw[i][5];
+      if (tv < tile) values[tv * shape.rows + tid % shape.rows] = raw[i][5];
     }
     __syncthreads();
-    if (begin + shape.tile < length) fetch(begin + shape.tile);
-    const int n_here = min(shape.tile, length - begin);
+    if (begin + tile < length) fetch(begin + tile);
+    const int n_here = min(tile, length - begin);
     for (int t = 0; t < n_here; ++t) {
       const float4* const from = shared + (t * kVectors * padded) / 4 + lane;
       const auto piece = [&](Vector which, int j) { return from[(which * padded) / 4 + shape.lanes * j]; };

@@ -54,10 +54,10 @@ struct Device {
 };
 
 enum class Data {
-  kUniform,   // r, k, v in +-3, w_raw in -6..0, a in 0..1, kk a random direction, state in +-10
-  kFastest,   // the same with the smallest decay
-  kSlow,      // the same with w_raw -12: nothing is forgotten but by the delta rule
-  kAlike,     // keys with a common direction, k along kk: most of what is written replaces what is there
+  kUniform,  // r, k, v in +-3, w_raw in -6..0, a in 0..1, kk a random direction, state in +-10
+  kFastest,  // the same with the smallest decay
+  kSlow,     // the same with w_raw -12: nothing is forgotten but by the delta rule
+  kAlike,    // keys with a common direction, k along kk: most of what is written replaces what is there
 };
 const char* const kDataName[] = {"uniform", "fastest", "slow", "alike"};
 
@@ -174,8 +174,23 @@ void test(const std::string& name, const Case& c, const Host& h, double bound, R
   for (int i = 0; i < 2; ++i) {
     Device<float> y_there(capacity * width), state_there(h.state);
     check_or_quit(cudaMemset(y_there.data, 0xff, capacity * width * sizeof(float)), "cudaMemset");
-    Wkv args{r.data, w_raw.data, k.data, v.data, kk.data, a.data, y_there.data, state_there.data, stride, used_there.data, starts_there.data, slots_there.data,
-             static_cast<uint32_t>(capacity), static_cast<uint32_t>(slots.size()), static_cast<uint32_t>(longest), c.n_head, c.head_size};
+    Wkv args{r.data,
+             w_raw.data,
+             k.data,
+             v.data,
+             kk.data,
+             a.data,
+             y_there.data,
+             state_there.data,
+             stride,
+             used_there.data,
+             starts_there.data,
+             slots_there.data,
+             static_cast<uint32_t>(capacity),
+             static_cast<uint32_t>(slots.size()),
+             static_cast<uint32_t>(longest),
+             c.n_head,
+             c.head_size};
     if (!check(run(args), name.c_str())) return;
     check_or_quit(cudaDeviceSynchronize(), name.c_str());
     y[i] = y_there.read();
@@ -326,9 +341,17 @@ struct Bench {
     return x;
   }
   Bench(uint32_t b, uint32_t t, uint32_t h, uint32_t n)
-      : batch(b), length(t), n_head(h), head_size(n), elements(uint64_t{b} * t * h * n),
-        sets(static_cast<int>(std::clamp<uint64_t>((uint64_t{1} << 26) / elements, 1, 6))), inputs(6 * elements * sets), y(elements * sets),
-        state(uint64_t{b} * h * n * n), used(std::vector<int32_t>{static_cast<int32_t>(b * t), static_cast<int32_t>(b), 0}), starts(ramp(b + 1, t)),
+      : batch(b),
+        length(t),
+        n_head(h),
+        head_size(n),
+        elements(uint64_t{b} * t * h * n),
+        sets(static_cast<int>(std::clamp<uint64_t>((uint64_t{1} << 26) / elements, 1, 6))),
+        inputs(6 * elements * sets),
+        y(elements * sets),
+        state(uint64_t{b} * h * n * n),
+        used(std::vector<int32_t>{static_cast<int32_t>(b * t), static_cast<int32_t>(b), 0}),
+        starts(ramp(b + 1, t)),
         slots(ramp(b, 1)) {
     const float low[6] = {-3, -6, -3, -3, -0.21f, 0}, high[6] = {3, 0, 3, 3, 0.21f, 1};  // kk of about unit length for 64 keys
     for (int s = 0; s < sets; ++s) {
@@ -339,8 +362,23 @@ struct Bench {
   }
   Wkv args(int i) const {
     const float* const x = inputs.data + uint64_t(i % sets) * 6 * elements;
-    return {x, x + elements, x + 2 * elements, x + 3 * elements, x + 4 * elements, x + 5 * elements, y.data + uint64_t(i % sets) * elements, state.data,
-            uint64_t{n_head} * head_size * head_size, used.data, starts.data, slots.data, batch * length, batch, length, n_head, head_size};
+    return {x,
+            x + elements,
+            x + 2 * elements,
+            x + 3 * elements,
+            x + 4 * elements,
+            x + 5 * elements,
+            y.data + uint64_t(i % sets) * elements,
+            state.data,
+            uint64_t{n_head} * head_size * head_size,
+            used.data,
+            starts.data,
+            slots.data,
+            batch * length,
+            batch,
+            length,
+            n_head,
+            head_size};
   }
   double bytes() const { return 7.0 * elements * sizeof(float) + 2.0 * state.count * sizeof(float); }
   std::string name() const {
@@ -363,9 +401,9 @@ struct Size {
   uint32_t batch, length, n_head, head_size;
   double target_ms;
 };
-const Size kSizes[] = {{8, 4096, 32, 64, 0.9}, {8, 4096, 64, 64, 0}, {8, 4096, 12, 64, 0},  {1, 65536, 32, 64, 3.5}, {1, 4096, 32, 64, 0},
-                       {1, 2048, 64, 64, 0.15}, {1, 2048, 32, 64, 0}, {1, 2048, 12, 64, 0.12}, {1, 512, 32, 64, 0},    {64, 64, 32, 64, 0},
-                       {8, 4096, 64, 32, 0},    {8, 4096, 16, 128, 0}};
+const Size kSizes[] = {{8, 4096, 32, 64, 0.9}, {8, 4096, 64, 64, 0},    {8, 4096, 12, 64, 0}, {1, 65536, 32, 64, 3.5},
+                       {1, 4096, 32, 64, 0},   {1, 2048, 64, 64, 0.15}, {1, 2048, 32, 64, 0}, {1, 2048, 12, 64, 0.12},
+                       {1, 512, 32, 64, 0},    {64, 64, 32, 64, 0},     {8, 4096, 64, 32, 0}, {8, 4096, 16, 128, 0}};
 
 void time_all() {
   for (uint32_t batch : {1u, 32u, 128u, 512u}) {
@@ -385,8 +423,20 @@ void time_plans() {
   for (const Size& s : kSizes) {
     if (s.head_size != 64 || s.length > 4096) continue;
     const Bench b(s.batch, s.length, s.n_head, s.head_size);
-    for (const WkvPlan& p : std::initializer_list<WkvPlan>{{64, 2, 4}, {64, 3, 4}, {64, 4, 4}, {64, 4, 8}, {64, 8, 8}, {32, 3, 4}, {32, 4, 4}, {32, 6, 9}, {32, 9, 9},
-                                                           {16, 3, 5}, {16, 5, 5}, {16, 5, 10}, {16, 7, 10}, {16, 10, 10}}) {
+    for (const WkvPlan& p : std::initializer_list<WkvPlan>{{64, 2, 4},
+                                                           {64, 3, 4},
+                                                           {64, 4, 4},
+                                                           {64, 4, 8},
+                                                           {64, 8, 8},
+                                                           {32, 3, 4},
+                                                           {32, 4, 4},
+                                                           {32, 6, 9},
+                                                           {32, 9, 9},
+                                                           {16, 3, 5},
+                                                           {16, 5, 5},
+                                                           {16, 5, 10},
+                                                           {16, 7, 10},
+                                                           {16, 10, 10}}) {
       if (duet_cuda::wkv_chunked(b.args(0), p, nullptr) != cudaSuccess) continue;
       time_one(b, describe(p), 0, [&](const Wkv& a) { return duet_cuda::wkv_chunked(a, p, nullptr); });
     }
