@@ -114,7 +114,7 @@ void Pass::add_channel_value(const duetp_layer& l, const void* u, float* x, cons
   p.n_rows = frame.n_tokens;
   p.weights = weights;
   p.ahead = ahead;
-  check(skipping_product(p, scratch.split, q.stream), "channel_mix");
+  check(skipping_product(p, q.reserve_split(skipping_scratch_bytes(p)), q.stream), "channel_mix");
 }
 
 duet_gpu::Wkv Pass::wkv_arguments(const duetp_layer& l) const {

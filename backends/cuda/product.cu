@@ -112,8 +112,8 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 2 : 1) product_kernel(
     const uint64_t bytes = min(static_cast<uint64_t>(p.n_out - min(first, p.n_out)) * p.n_in * 2, static_cast<uint64_t>(kPrefetch)) & ~15ull;
     if (bytes > 0) prefetch_l2(static_cast<const bf16*>(p.w) + static_cast<uint64_t>(first) * p.n_in, static_cast<uint32_t>(bytes));
   }
-  wait_for_inputs();
   const uint32_t row = blockIdx.y * kRows, used = static_cast<uint32_t>(plan.products.used[plan.products.count_index]);
+  wait_for_inputs();
   if (row >= used) return;
   const uint32_t n_rows = min(kRows, used - row);
 
@@ -208,8 +208,8 @@ template <class T, class X>
 __global__ void plain_kernel(__grid_constant__ const Products p, uint32_t n_outputs) {
   constexpr uint32_t kRows = 8;
   let_next_start();
-  wait_for_inputs();
   const uint32_t row = blockIdx.y * kRows, used = static_cast<uint32_t>(p.used[p.count_index]), lane = threadIdx.x % 32;
+  wait_for_inputs();
   if (row >= used) return;
   const uint32_t n_rows = min(kRows, used - row);
   for (uint32_t o = blockIdx.x * kWarps + threadIdx.x / 32; o < n_outputs; o += gridDim.x * kWarps) {
@@ -367,9 +367,9 @@ __global__ void __launch_bounds__(kThreads, 1) skipping_kernel(__grid_constant__
   __shared__ bool is_last;
   let_next_start();
   if (blockIdx.z == 0) fetch_ahead(plan.p.ahead, blockIdx.y * gridDim.x + blockIdx.x, gridDim.x * gridDim.y);
-  wait_for_inputs();
   const SkippingProduct& p = plan.p;
   const uint32_t first_row = blockIdx.z * kRows, used = static_cast<uint32_t>(p.used[p.count_index]);
+  wait_for_inputs();
   if (first_row >= used) return;
   const uint32_t n_rows = min(kRows, used - first_row), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t n_groups = plan.cut.n_groups, parts = kWarps / n_groups, part = warp / n_groups, size = plan.cut.part;
@@ -463,6 +463,8 @@ Error launch_skipping(const SkippingProduct& p, void* scratch, Stream stream) {
   return launch(kernel, dim3(plan.cut.columns, plan.cut.slices, n_slabs), dim3(kThreads), shared, stream, plan);
 }
 
+uint32_t slab_rows(const SkippingProduct& p) { return p.weights == DUET_BF16 && p.n_rows > 8 ? 16 : 8; }
+
 }  // namespace
 
 Error products(const Products& p, Stream stream) {
@@ -490,15 +492,15 @@ duet_gpu::Ahead ahead_of(const Products& p, uint32_t n_followed, uint64_t skip, 
   return a;
 }
 
-uint64_t skipping_scratch_bytes(uint32_t n_out, uint32_t n_rows) {
-  const uint64_t n_slabs = (n_rows + 7) / 8;
-  return kTickets + n_slabs * cut(n_out, 1u << 30, static_cast<uint32_t>(n_slabs)).slices * 16 * n_out * sizeof(float);  // 16: either size of slab
+uint64_t skipping_scratch_bytes(const SkippingProduct& p) {
+  const uint64_t rows = slab_rows(p), n_slabs = (p.n_rows + rows - 1) / rows;
+  return kTickets + n_slabs * cut(p.n_out, p.n_in, static_cast<uint32_t>(n_slabs)).slices * rows * p.n_out * sizeof(float);
 }
 
 Error skipping_product(const SkippingProduct& p, void* scratch, Stream stream) {
   if (p.weights == DUET_F32) return launch_skipping<PlainGroup<float>>(p, scratch, stream);
   if (p.weights == DUET_F16) return launch_skipping<PlainGroup<f16>>(p, scratch, stream);
-  if (p.n_rows <= 8) return launch_skipping<BrainGroup<1>>(p, scratch, stream);
+  if (slab_rows(p) == 8) return launch_skipping<BrainGroup<1>>(p, scratch, stream);
   return launch_skipping<BrainGroup<2>>(p, scratch, stream);
 }
 

@@ -49,7 +49,7 @@ struct SkippingProduct {
   duet_gpu::Ahead ahead;
 };
 // Device memory for the parts of a sum; zero at first, and again after each product.
-uint64_t skipping_scratch_bytes(uint32_t n_out, uint32_t n_rows);
+uint64_t skipping_scratch_bytes(const SkippingProduct& p);
 Error skipping_product(const SkippingProduct& p, void* scratch, Stream stream);
 
 }  // namespace duet_cuda

@@ -186,6 +186,5 @@ Scratch duetp_queue::reserve(const duetp_shape& shape, duet_dtype weights, uint3
   Scratch s{};
   const uint64_t bytes = lay_out(s, nullptr, shape, weights, n_tokens, n_rows);
   lay_out(s, grow(scratch, bytes, "scratch memory of a pass"), shape, weights, n_tokens, n_rows);
-  s.split = grow(split, skipping_scratch_bytes(shape.n_embd, n_tokens), "scratch memory of products");
   return s;
 }

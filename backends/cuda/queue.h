@@ -35,7 +35,6 @@ struct Scratch {
   float* y;                 // shares lv
   char* inner;              // m [n_tokens, F]: relu^2 of channel mix
   float* inner_f32;         // the same before relu^2
-  char* split;              // what products need to add up in a fixed order; zero between them
   char* hidden;             // m [rows, C]: the head's input
 };
 
@@ -62,6 +61,8 @@ struct duetp_queue {
   void gemm(const duet_cuda::Gemm& g);
   // Scratch for a pass of that many tokens and rows of the head; lives until the next call of it, or in a recording for good.
   duet_cuda::Scratch reserve(const duetp_shape& shape, duet_dtype weights, uint32_t n_tokens, uint32_t n_rows);
+  // What a product needs to add up its parts in a fixed order: zero between them.
+  char* reserve_split(uint64_t bytes) { return grow(split, bytes, "scratch memory of a product"); }
 
  private:
   char* grow(std::vector<duet_cuda::Memory>& m, uint64_t bytes, const char* what);

@@ -155,10 +155,11 @@ __global__ void __launch_bounds__(4 * N, 1536 / (4 * N)) recurrent_heads_kernel(
     r_k = a.norm.r_k[channel], ln_w = a.norm.ln_w[channel], ln_b = a.norm.ln_b[channel];
     if (a.lv) v0 = a.prepare.v0[channel];
   }
+  const bool inside = s < static_cast<uint32_t>(a.used[1]);
+  const int32_t t = inside ? a.starts[s] : 0, slot = inside ? a.slots[s] : 0;
+  const bool empty = !inside || a.starts[s + 1] == t;
   wait_for_inputs();
-  if (s >= static_cast<uint32_t>(a.used[1])) return;
-  const int32_t t = a.starts[s], slot = a.slots[s];
-  if (a.starts[s + 1] == t) return;
+  if (empty) return;
 
   const uint32_t row = i / 4, quarter = i % 4;
   float4* state = slot < 0 ? nullptr : reinterpret_cast<float4*>(a.state + static_cast<uint64_t>(slot) * a.slot_stride + h * (N * N) + row * N) + quarter;

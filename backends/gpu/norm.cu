@@ -97,8 +97,7 @@ __device__ __forceinline__ Scale row_scale(const Row<kVectors>& a, uint32_t n, f
   return s;
 }
 
-__global__ void place_kernel(Packed p, Place* places) {
-  let_next_start();
+__global__ void place_kernel(Packed p, Place* places) {  // without let_next_start: later kernels read places before they wait
   wait_for_inputs();
   const int32_t t = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x), n_seqs = p.used[1];
   if (t >= p.used[0]) return;
@@ -143,10 +142,11 @@ __global__ void __launch_bounds__(kFewThreads) shift_mix_few_kernel(ShiftMix a) 
 #pragma unroll
     for (int q = 0; q < kMixes; ++q) mix[q] = read4(a.mix[q], i);
   }
-  wait_for_inputs();
   const uint32_t t = blockIdx.y;
-  if (t >= static_cast<uint32_t>(a.packed.used[0])) return;
-  const Place place = a.places[t];
+  const bool inside = t < static_cast<uint32_t>(a.packed.used[0]);
+  const Place place = inside ? a.places[t] : Place{};
+  wait_for_inputs();
+  if (!inside) return;
   const float* x = a.x + static_cast<uint64_t>(t) * a.width;
   const Row<kVectors> row = read_row<float, kVectors>(x, n), before = place.is_first ? Row<kVectors>{} : read_row<float, kVectors>(x - a.width, n);
   float* state = place.slot < 0 ? nullptr : a.state + static_cast<uint64_t>(place.slot) * a.slot_stride;
@@ -178,8 +178,8 @@ __global__ void __launch_bounds__(kVectors == 4 ? 512 : 1024) shift_mix_many_ker
   Row<kVectors> mix[kMixes];
 #pragma unroll
   for (int q = 0; q < kMixes; ++q) mix[q] = read_row<float, kVectors>(a.mix[q], n);
-  wait_for_inputs();
   const uint32_t used = static_cast<uint32_t>(a.packed.used[0]), begin = blockIdx.x * kRun, end = min(begin + kRun, used);
+  wait_for_inputs();
   Row<kVectors> before{};  // the norm of token t - 1
   for (uint32_t t = begin; t < end; ++t) {
     const Place place = a.places[t];

@@ -153,7 +153,7 @@ void check_skipping(uint32_t rows, uint32_t used, uint32_t n_in, uint32_t n_out,
   p.n_in = n_in, p.n_out = n_out, p.n_rows = rows, p.weights = t;
   p.used = used_counts(used);
   void* scratch = nullptr;
-  const uint64_t bytes = skipping_scratch_bytes(n_out, rows);
+  const uint64_t bytes = skipping_scratch_bytes(p);
   cudaMalloc(&p.x, before.size() * 4), cudaMalloc(&scratch, bytes);
   cudaMemset(scratch, 0, bytes);
   for (std::vector<float>* out : {&got, &second}) {
