@@ -31,7 +31,9 @@ struct Buffer {
   Buffer& operator=(const Buffer&) = delete;
 
   duetp_ref at(uint64_t off) const { return {buffer, off, DUET_F32, 0}; }
-  void write(uint64_t off, const std::vector<unsigned char>& data) { device.check(device->upload(device.self(), device.queue(), at(off), data.data(), data.size())); }
+  void write(uint64_t off, const std::vector<unsigned char>& data) {
+    device.check(device->upload(device.self(), device.queue(), at(off), data.data(), data.size()));
+  }
   std::vector<unsigned char> read(uint64_t off, uint64_t n) {
     std::vector<unsigned char> out(n, 0xee);
     device.check(device->download(device.self(), device.queue(), out.data(), at(off), n));
@@ -68,7 +70,8 @@ Verdict transfers_keep_every_byte(Device& d) {
     d.check(d->copy(d.self(), d.queue(), b.at(128), a.at(64), n));
     std::copy(whole.begin() + 64, whole.begin() + 64 + static_cast<std::ptrdiff_t>(n), want.begin() + 128);
     expect(b.read(0, want.size()) == want, fmt::format("a copy of {} bytes changed something else, or not all of them", n));
-    expect(b.read(128, n) == std::vector<unsigned char>(want.begin() + 128, want.begin() + 128 + static_cast<std::ptrdiff_t>(n)), fmt::format("a download of {} bytes at 128 is wrong", n));
+    expect(b.read(128, n) == std::vector<unsigned char>(want.begin() + 128, want.begin() + 128 + static_cast<std::ptrdiff_t>(n)),
+           fmt::format("a download of {} bytes at 128 is wrong", n));
   }
   return {};
 }

@@ -98,8 +98,8 @@ Verdict hand_over(Context& x, const Model& m, uint32_t rung) {
     return last.outputs.at("logits");
   };
   Verdict v;
-  for (const Part& part : {Part{false, 13, DUET_MODE_PARALLEL}, Part{true, 7, DUET_MODE_RECURRENT}, Part{true, 20, DUET_MODE_PARALLEL}, Part{false, 3, DUET_MODE_RECURRENT},
-                           Part{true, 1, DUET_MODE_PARALLEL}, Part{true, 2, DUET_MODE_RECURRENT}}) {
+  for (const Part& part : {Part{false, 13, DUET_MODE_PARALLEL}, Part{true, 7, DUET_MODE_RECURRENT}, Part{true, 20, DUET_MODE_PARALLEL},
+                           Part{false, 3, DUET_MODE_RECURRENT}, Part{true, 1, DUET_MODE_PARALLEL}, Part{true, 2, DUET_MODE_RECURRENT}}) {
     if (part.device) there.set(1, here.slot(1));
     const Outcome::Output got = part.device ? run(x.device, there, part.n, part.mode, rung) : run(x.reference, here, part.n, part.mode, 1);
     if (part.device) here.set(1, there.slot(1));
@@ -129,7 +129,8 @@ void check_network(Context& x, uint32_t rung) {
     return x.report.add(line);
   }
   for (const duet_dtype dtype : {DUET_F32, DUET_BF16, DUET_F16}) {
-    Line parallel(subject, conform::name_of(dtype), "parallel"), recurrent(subject, conform::name_of(dtype), "recurrent"), over(subject + " handed over", conform::name_of(dtype), "both");
+    Line parallel(subject, conform::name_of(dtype), "parallel"), recurrent(subject, conform::name_of(dtype), "recurrent"),
+        over(subject + " handed over", conform::name_of(dtype), "both");
     for (const duetp_shape& shape : shapes(x.quick)) {
       if (const std::string why = x.device.refuses(shape, dtype, rung); !why.empty()) {
         for (Line* line : {&parallel, &recurrent, &over}) line->refuse(why);
@@ -137,7 +138,8 @@ void check_network(Context& x, uint32_t rung) {
       }
       const Model model(shape, dtype, x.seed);
       for (const Batch& b : batches(DUET_MODE_PARALLEL, x.quick))
-        parallel.run(fmt::format("{}, T {}{}", name_of(shape), b.n_tokens(), b.lengths.size() > 1 ? " ragged" : ""), [&] { return compare_case(x, model, b, DUET_MODE_PARALLEL, rung); });
+        parallel.run(fmt::format("{}, T {}{}", name_of(shape), b.n_tokens(), b.lengths.size() > 1 ? " ragged" : ""),
+                     [&] { return compare_case(x, model, b, DUET_MODE_PARALLEL, rung); });
       for (const Batch& b : batches(DUET_MODE_RECURRENT, x.quick))
         recurrent.run(fmt::format("{}, batch {}", name_of(shape), b.lengths.size()), [&] { return compare_case(x, model, b, DUET_MODE_RECURRENT, rung); });
       over.run(name_of(shape), [&] { return hand_over(x, model, rung); });

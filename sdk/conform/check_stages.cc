@@ -53,8 +53,8 @@ bool same_bits(State& a, State& b) {
 }
 
 // The stage on reference and device; then the same again, at once and through a recording, to the last bit.
-Verdict compare_case(Context& x, const Model& m, const Model::Layers& reference_layers, const Model::Layers& layers, const StageCase& c, const Batch& b, duet_mode mode,
-                     Input input) {
+Verdict compare_case(Context& x, const Model& m, const Model::Layers& reference_layers, const Model::Layers& layers, const StageCase& c, const Batch& b,
+                     duet_mode mode, Input input) {
   const uint32_t n_slots = std::max<uint32_t>(5, static_cast<uint32_t>(b.lengths.size()) + 1);
   State want_state(x.reference, m.shape, n_slots), got_state(x.device, m.shape, n_slots);
   const Outcome want = run_stage(x.reference, m, reference_layers, c, b, mode, want_state, input);

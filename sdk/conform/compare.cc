@@ -21,7 +21,8 @@ double share_of_zeros(const std::vector<float>& values) {
 }
 
 // The first element that only one of both wrote, or that is not finite, as a sentence; "" if there is none.
-std::string fault_of(const Outcome::Output& got, const Outcome::Output& want, const std::vector<float>& got_values, const std::vector<float>& want_values, const std::string& name) {
+std::string fault_of(const Outcome::Output& got, const Outcome::Output& want, const std::vector<float>& got_values, const std::vector<float>& want_values,
+                     const std::string& name) {
   const size_t size = bytes_of(want.dtype);
   for (size_t i = 0; i < want_values.size(); ++i) {
     const bool wrote = !untouched(&got.bytes[i * size], size), should = !untouched(&want.bytes[i * size], size);
@@ -76,7 +77,8 @@ Verdict compare_states(State& got, State& want, const Batch& b, double limit) {
     const std::vector<float> g = got.slot(slot);
     if (!named[slot]) {
       const std::vector<float> before = got.initial(slot);
-      if (std::memcmp(g.data(), before.data(), g.size() * sizeof(float)) != 0 && v.fault.empty()) v.fault = fmt::format("the state: slot {} changed, which no token belongs to", slot);
+      if (std::memcmp(g.data(), before.data(), g.size() * sizeof(float)) != 0 && v.fault.empty())
+        v.fault = fmt::format("the state: slot {} changed, which no token belongs to", slot);
       continue;
     }
     const double d = distance(g, want.slot(slot));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <utility>
 
 #include "plugin/absorb.h"
 #include "plugin/load.h"
@@ -11,14 +12,15 @@ extern "C" const duetp_plugin duet_reference_plugin;  // backends/reference
 namespace conform {
 namespace {
 
-constexpr Stage kStages[] = {&duet::Device::embed,       &duet::Device::shift_mix, &duet::Device::linear,    &duet::Device::lowrank,    &duet::Device::wkv_prepare,
-                             &duet::Device::wkv,         &duet::Device::norm_gate, &duet::Device::channel_mix, &duet::Device::head};
+constexpr Stage kStages[] = {&duet::Device::embed, &duet::Device::shift_mix, &duet::Device::linear,      &duet::Device::lowrank, &duet::Device::wkv_prepare,
+                             &duet::Device::wkv,   &duet::Device::norm_gate, &duet::Device::channel_mix, &duet::Device::head};
 
 }  // namespace
 
 const duetp_plugin& reference_plugin() { return duet_reference_plugin; }
 
-Device::Device(const duetp_plugin& plugin, uint32_t n_threads, uint32_t index) : host_(plugin.id, n_threads), plugin_(duet::checked_plugin_table(&plugin, plugin.id)) {
+Device::Device(const duetp_plugin& plugin, uint32_t n_threads, uint32_t index)
+    : host_(plugin.id, n_threads), plugin_(duet::checked_plugin_table(&plugin, plugin.id)) {
   const bool is_reference = &plugin == &duet_reference_plugin;
   if (!is_reference) filler_ = std::make_unique<Device>(duet_reference_plugin, 1);
   check(plugin_.open(host_.table(), &plugin_self_));
@@ -47,9 +49,10 @@ long Device::close() {
   return host_.live();
 }
 
-void Device::check(duet_status status) const {
+void Device::check(duet_status status) {
   if (status == DUET_OK) return;
-  const std::string& said = host_.sentence.empty() && filler_ ? filler_->host_.sentence : host_.sentence;
+  std::string said = std::exchange(host_.sentence, "");
+  if (said.empty() && filler_) said = std::exchange(filler_->host_.sentence, "");  // a memory slot that the plugin left to the reference
   throw std::runtime_error("status " + std::to_string(status) + ": " + (said.empty() ? "no reason given" : said));
 }
 
@@ -83,7 +86,8 @@ duetp_buffer* Device::take_buffer(uint64_t bytes) {
   return b;
 }
 
-Memory::Memory(Device& d, std::string name, size_t bytes, duet_dtype dtype) : device_(d), name_(std::move(name)), bytes_(bytes), dtype_(dtype), buffer_(d.take_buffer(total())) {
+Memory::Memory(Device& d, std::string name, size_t bytes, duet_dtype dtype)
+    : device_(d), name_(std::move(name)), bytes_(bytes), dtype_(dtype), buffer_(d.take_buffer(total())) {
   const std::vector<unsigned char> fill(total(), 0xff);
   d.check(d->upload(d.self(), d.queue(), {buffer_, 0, dtype, 0}, fill.data(), fill.size()));
 }

@@ -27,7 +27,7 @@ class Device {
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
 
-  void check(duet_status status) const;
+  void check(duet_status status);
   void wait() { check(device_.table.queue_wait(self(), queue_)); }
   // Enqueues one stage; it has run after wait(), or in a recording not at all.
   void run(Stage stage, const duetp_stage& a) { check((device_.*stage)(queue_, a)); }
@@ -39,8 +39,8 @@ class Device {
   void* self() const { return device_.memory_self; }  // first argument of the memory, queue and recording slots
   duetp_queue* queue() const { return queue_; }
   bool records() const { return device_.records(); }
-  bool offers(Stage stage) const;          // the plugin's own code computes it
-  bool offers_rung(uint32_t rung) const;   // 1: all nine stages, its own or the reference's beside at least one of its own
+  bool offers(Stage stage) const;         // the plugin's own code computes it
+  bool offers_rung(uint32_t rung) const;  // 1: all nine stages, its own or the reference's beside at least one of its own
   std::string refuses(const duetp_shape& shape, duet_dtype weights, uint32_t rung) const;  // "" if it does not
 
   // Buffers are kept for the next of the same size, because some devices are slow to give memory.

@@ -25,8 +25,7 @@ void Forward::enqueue() {
     for (uint32_t i = 0; i < L; ++i) stages_of_layer(i);
   else if (pieces_)
     for (uint32_t i = 0; i < L; ++i) step(device_.slots().layers, i, 1, false);
-  else
-    step(device_.slots().layers, 0, L, false);
+  else step(device_.slots().layers, 0, L, false);
   stage(&D::head, L, 0, {at_x}, {hidden_->ref(), logits_->ref()});
 }
 

@@ -119,7 +119,7 @@ int main(int argc, char** argv) {
   try {
     const conform::Options o = conform::parse(argc, argv);
     if (o.help) return std::fputs(conform::kUsage, stdout) < 0;
-    conform::name_crashes();
+    if constexpr (DUETP_SANITIZER == 0) conform::name_crashes();  // a sanitizer has more to say
     return conform::run(o);
   } catch (const conform::Usage& e) {
     if (*e.what()) std::fprintf(stderr, "duet-conform: %s\n", e.what());

@@ -57,7 +57,9 @@ Model::Block Model::block(uint32_t index) {
   const auto vectors = [&](std::initializer_list<uint32_t> ids, float center, float spread) {
     for (uint32_t id : ids) add(b, id, {C}, center, spread);
   };
-  const auto matrix = [&](uint32_t id, uint32_t rows, uint32_t columns, uint32_t in) { add(b, id, {rows, columns}, 0, std::sqrt(3.0f / static_cast<float>(in)), true); };
+  const auto matrix = [&](uint32_t id, uint32_t rows, uint32_t columns, uint32_t in) {
+    add(b, id, {rows, columns}, 0, std::sqrt(3.0f / static_cast<float>(in)), true);
+  };
   if (index == shape.n_layer) {
     matrix(DUETP_T_EMB, V, C, 3);
     matrix(DUETP_T_HEAD, V, C, C);

@@ -10,7 +10,12 @@ class Recording {
   template <class F>
   Recording(Device& d, F&& enqueue) : device_(d) {
     d.check(d->record_begin(d.self(), d.queue()));
-    enqueue();
+    try {
+      enqueue();
+    } catch (...) {  // the queue must not stay in the recording
+      if (d->record_end(d.self(), d.queue(), &record_) == DUET_OK) d->record_free(d.self(), record_);
+      throw;
+    }
     d.check(d->record_end(d.self(), d.queue(), &record_));
   }
   ~Recording() {

@@ -44,9 +44,12 @@ void Report::add(const Line& line) {
 }
 
 int Report::finish(const std::string& plugin, const std::string& device) {
-  const auto count = [&](const char* result) { return std::count_if(lines_.begin(), lines_.end(), [&](const Line& l) { return l.result() == std::string_view(result); }); };
+  const auto count = [&](const char* result) {
+    return std::count_if(lines_.begin(), lines_.end(), [&](const Line& l) { return l.result() == std::string_view(result); });
+  };
   // that the process is as it was says nothing about a plugin of which nothing ran
-  const bool checked = std::any_of(lines_.begin(), lines_.end(), [](const Line& l) { return l.result() == std::string_view("pass") && l.subject != "process"; });
+  const bool checked =
+      std::any_of(lines_.begin(), lines_.end(), [](const Line& l) { return l.result() == std::string_view("pass") && l.subject != "process"; });
   const bool good = count("FAIL") == 0 && checked;
   if (json_) {
     nlohmann::json list = nlohmann::json::array();
@@ -63,7 +66,10 @@ int Report::finish(const std::string& plugin, const std::string& device) {
     std::printf("%s\n", all.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
   } else {
     std::printf("%s, %s: %s (%td lines pass, %td fail, %td unsupported, %td absent)\n", plugin.c_str(), device.c_str(),
-                good ? "conforms" : count("FAIL") ? "DOES NOT CONFORM" : "NOTHING WAS CHECKED", count("pass"), count("FAIL"), count("unsupported"), count("absent"));
+                good            ? "conforms"
+                : count("FAIL") ? "DOES NOT CONFORM"
+                                : "NOTHING WAS CHECKED",
+                count("pass"), count("FAIL"), count("unsupported"), count("absent"));
   }
   return good ? 0 : 1;
 }

@@ -33,7 +33,7 @@ class Line {
 class Report {
  public:
   explicit Report(bool json) : json_(json) {}
-  void add(const Line& line);                    // printed at once, unless as JSON
+  void add(const Line& line);                                        // printed at once, unless as JSON
   int finish(const std::string& plugin, const std::string& device);  // the summary; returns the exit code
 
  private:

@@ -55,14 +55,21 @@ const char* name_of(Pattern p) {
 std::vector<StageCase> stage_cases() {
   using A = std::vector<Argument>;
   using D = duet::Device;
-  const A mixes{{"x", 0, -1, false}, {"xr", -1, 0, true}, {"xw", -1, 1, true}, {"xk", -1, 2, true}, {"xv", -1, 3, true}, {"xa", -1, 4, true}, {"xg", -1, 5, true}};
+  const A mixes{{"x", 0, -1, false}, {"xr", -1, 0, true}, {"xw", -1, 1, true}, {"xk", -1, 2, true},
+                {"xv", -1, 3, true}, {"xa", -1, 4, true}, {"xg", -1, 5, true}};
   const A product{{"in", 0, -1, true}, {"out", -1, 0, false}};
   const A prepare0{{"k", 0, 0, false}, {"v", 1, 1, false}, {"w", 2, 2, false}, {"a", 3, 3, false}, {"kk", -1, 4, false}, {"v_first", -1, 5, false}};
-  const A prepare1{{"k", 0, 0, false}, {"v", 1, 1, false}, {"w", 2, 2, false, 'T', 4}, {"a", 3, 3, false, 'T', 4}, {"lv", 4, -1, false}, {"v_first", 5, -1, false}, {"kk", -1, 4, false}};
-  const A apart{{"k", 0, -1, false}, {"v", 1, -1, false}, {"w", 2, -1, false}, {"a", 3, -1, false}, {"lv", 4, -1, false}, {"v_first", 5, -1, false},
+  const A prepare1{{"k", 0, 0, false},   {"v", 1, 1, false},        {"w", 2, 2, false, 'T', 4}, {"a", 3, 3, false, 'T', 4},
+                   {"lv", 4, -1, false}, {"v_first", 5, -1, false}, {"kk", -1, 4, false}};
+  const A apart{{"k", 0, -1, false},  {"v", 1, -1, false},  {"w", 2, -1, false},     {"a", 3, -1, false},    {"lv", 4, -1, false}, {"v_first", 5, -1, false},
                 {"k'", -1, 0, false}, {"v'", -1, 1, false}, {"w_raw", -1, 2, false}, {"iclr", -1, 3, false}, {"kk", -1, 4, false}};
-  const A wkv{{"r", 0, -1, false}, {"w", 1, -1, false, 'T', 6}, {"k", 2, -1, false}, {"v", 3, -1, false},
-              {"kk", 4, -1, false, 'T', 1, Argument::unit_head}, {"a", 5, -1, false, 'T', 1, Argument::unit_interval}, {"y", -1, 0, false}};
+  const A wkv{{"r", 0, -1, false},
+              {"w", 1, -1, false, 'T', 6},
+              {"k", 2, -1, false},
+              {"v", 3, -1, false},
+              {"kk", 4, -1, false, 'T', 1, Argument::unit_head},
+              {"a", 5, -1, false, 'T', 1, Argument::unit_interval},
+              {"y", -1, 0, false}};
   const A gate{{"y", 0, -1, false}, {"r", 1, -1, false}, {"k", 2, -1, false}, {"v", 3, -1, false}, {"g", 4, -1, false}, {"out", -1, 0, true}};
   const std::vector<Pattern> all{Pattern::random, Pattern::fast_decay, Pattern::slow_decay, Pattern::saturated}, gates{Pattern::random, Pattern::saturated};
   return {
@@ -88,7 +95,8 @@ std::vector<StageCase> stage_cases() {
   };
 }
 
-Outcome run_stage(Device& d, const Model& m, const Model::Layers& layers, const StageCase& c, const Batch& b, duet_mode mode, State& state, const Input& input) {
+Outcome run_stage(Device& d, const Model& m, const Model::Layers& layers, const StageCase& c, const Batch& b, duet_mode mode, State& state,
+                  const Input& input) {
   const uint32_t layer = std::min(c.layer, m.shape.n_layer), C = m.shape.n_embd;
   const size_t T = static_cast<size_t>(b.n_tokens());
   std::vector<int32_t> tokens(T);
@@ -122,19 +130,21 @@ Outcome run_stage(Device& d, const Model& m, const Model::Layers& layers, const 
     if (a.in >= 0) s.in[a.in] = p.memory->ref();
     if (a.out >= 0) s.out[a.out] = p.memory->ref();
   }
-  if (input.recorded)
-    Recording(d, [&] { d.run(c.fn, s); }).run();
-  else
-    d.run(c.fn, s);
-  d.wait();
+  const auto enqueue = [&] { d.run(c.fn, s); };
+  if (input.recorded) {
+    Recording record(d, enqueue);
+    record.run();
+    d.wait();
+  } else {
+    enqueue();
+    d.wait();
+  }
   Outcome out;
   for (const Argument& a : c.arguments) {
     const Place& p = places[a.name];
     std::vector<unsigned char> bytes = p.memory->read();
-    if (a.out >= 0)
-      out.outputs[a.name] = {std::move(bytes), p.memory->dtype(), p.columns};
-    else if (!std::equal(p.data.begin(), p.data.end(), bytes.begin()))
-      throw std::runtime_error(std::string(a.name) + ": written to, though it is only read");
+    if (a.out >= 0) out.outputs[a.name] = {std::move(bytes), p.memory->dtype(), p.columns};
+    else if (!std::equal(p.data.begin(), p.data.end(), bytes.begin())) throw std::runtime_error(std::string(a.name) + ": written to, though it is only read");
   }
   return out;
 }

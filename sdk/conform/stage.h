@@ -31,7 +31,7 @@ struct Argument {
 struct StageCase {
   std::string stage, variant;  // "linear", "r"
   Stage fn;
-  uint32_t which, layer;       // the layer counts from 0; kBlock is the block of embedding and head
+  uint32_t which, layer;  // the layer counts from 0; kBlock is the block of embedding and head
   std::vector<Argument> arguments;
   std::vector<Pattern> patterns = {Pattern::random};
   std::string name() const { return variant.empty() ? stage : stage + " " + variant; }
@@ -60,6 +60,7 @@ struct Input {
 };
 
 // Throws what the device said, or that a canary or an argument that is only read was written to.
-Outcome run_stage(Device& d, const Model& m, const Model::Layers& layers, const StageCase& c, const Batch& b, duet_mode mode, State& state, const Input& input = {});
+Outcome run_stage(Device& d, const Model& m, const Model::Layers& layers, const StageCase& c, const Batch& b, duet_mode mode, State& state,
+                  const Input& input = {});
 
 }  // namespace conform

@@ -74,6 +74,16 @@ static duet_status device_info(void* self, uint32_t index, duetp_device_info* io
 }
 static duet_status device_open(void* self, uint32_t index, const duetp_device** out) { return (void)self, (void)index, *out = &device, DUET_OK; }
 
-static const duetp_plugin plugin = {.size = sizeof(duetp_plugin), .abi = DUETP_ABI, .id = "broken", .version = "1", .vendor = "test", .build = "C99", .sanitizer = DUETP_SANITIZER,
-                                    .open = open_plugin, .close = close_plugin, .device_count = device_count, .device_info = device_info, .device_open = device_open};
+static const duetp_plugin plugin = {.size = sizeof(duetp_plugin),
+                                    .abi = DUETP_ABI,
+                                    .id = "broken",
+                                    .version = "1",
+                                    .vendor = "test",
+                                    .build = "C99",
+                                    .sanitizer = DUETP_SANITIZER,
+                                    .open = open_plugin,
+                                    .close = close_plugin,
+                                    .device_count = device_count,
+                                    .device_info = device_info,
+                                    .device_open = device_open};
 DUETP_DEFINE(plugin);
