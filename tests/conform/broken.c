@@ -1,9 +1,10 @@
 /* A plugin that computes one stage, wkv, on the host's memory, and is wrong in the way that BROKEN names. GOOD is right. */
 #include <duet_host_memory.h>
 #include <math.h>
+#include <signal.h>
 #include <string.h>
 
-enum { GOOD, OFF_BY_ONE, PAST_THE_END, BEYOND_USED, ZEROS, STATE_LAYOUT, NOT_DETERMINISTIC, OTHER_SLOT };
+enum { GOOD, OFF_BY_ONE, PAST_THE_END, BEYOND_USED, ZEROS, STATE_LAYOUT, NOT_DETERMINISTIC, OTHER_SLOT, CRASH };
 enum { MAX_HEAD = 128 };
 
 /* One head: S [value][key] from the state or zero, then token after token */
@@ -44,6 +45,7 @@ static duet_status wkv(void* self, duetp_queue* q, const duetp_stage* a) {
     }
     if (BROKEN == OTHER_SLOT && slot >= 0) duetp_host_wkv(a->state, (int32_t)((uint32_t)(slot + 1) % a->state->n_slots), a->layer_index)[0] += 1;
   }
+  if (BROKEN == CRASH) raise(SIGSEGV);
   if (BROKEN == PAST_THE_END) y[(uint64_t)a->frame->n_tokens * C] = 1;
   if (BROKEN == BEYOND_USED) y[(uint64_t)used[0] * C] = 1;
   if (BROKEN == NOT_DETERMINISTIC && used[0] > 0) { /* far below every tolerance */

@@ -1,8 +1,8 @@
-# -DCONFORM= duet-conform, -DPLUGIN= a broken plugin, -DEXPECTED= a regular expression
+# -DCONFORM= duet-conform, -DPLUGIN= a broken plugin, -DRESULT= the exit code or signal, -DEXPECTED= a regular expression
 execute_process(COMMAND ${CONFORM} --plugin ${PLUGIN} --quick --stage wkv RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
 message("${output}")
-if(NOT result EQUAL 1)
-  message(FATAL_ERROR "the exit code is ${result}, not 1")
+if(NOT result STREQUAL RESULT)
+  message(FATAL_ERROR "the result is ${result}, not ${RESULT}")
 endif()
 if(NOT output MATCHES "${EXPECTED}")
   message(FATAL_ERROR "nothing says: ${EXPECTED}")
