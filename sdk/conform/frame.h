@@ -1,11 +1,13 @@
 // Frames and states of a device under test.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <numeric>
+#include <vector>
 
-#include "model.h"
+#include "conform/model.h"
 
-namespace stages {
+namespace conform {
 
 // What a run works on. The capacities are larger than what is used, so that a stage that goes beyond is seen.
 struct Batch {
@@ -28,20 +30,20 @@ class Frame {
     table_.n_seqs = static_cast<uint32_t>(b.lengths.size()) + kSpare;
     table_.n_rows = static_cast<uint32_t>(b.rows.size()) + kSpare;
     table_.max_len = table_.n_tokens;
-    table_.used = put(d, {starts.back(), static_cast<int32_t>(b.lengths.size()), static_cast<int32_t>(b.rows.size())}, 3);
-    table_.tokens = put(d, tokens, table_.n_tokens);
-    table_.starts = put(d, starts, table_.n_seqs + 1);
-    table_.slots = put(d, b.slots, table_.n_seqs);
-    table_.rows = put(d, b.rows, table_.n_rows);
+    table_.used = put(d, "used", {starts.back(), static_cast<int32_t>(b.lengths.size()), static_cast<int32_t>(b.rows.size())}, 3);
+    table_.tokens = put(d, "tokens", tokens, table_.n_tokens);
+    table_.starts = put(d, "starts", starts, table_.n_seqs + 1);
+    table_.slots = put(d, "slots", b.slots, table_.n_seqs);
+    table_.rows = put(d, "rows", b.rows, table_.n_rows);
   }
   const duetp_frame* table() const { return &table_; }
 
   static constexpr uint32_t kSpare = 3;
 
  private:
-  duetp_ref put(Device& d, std::vector<int32_t> v, size_t capacity) {
+  duetp_ref put(Device& d, const char* name, std::vector<int32_t> v, size_t capacity) {
     v.resize(capacity, INT32_MAX);  // never to be used
-    memory_.push_back(std::make_unique<Memory>(d, capacity * 4, DUET_F32));
+    memory_.push_back(std::make_unique<Memory>(d, name, capacity * 4, DUET_F32));
     memory_.back()->write(v.data(), capacity * 4);
     return memory_.back()->ref();
   }
@@ -54,19 +56,24 @@ class State {
  public:
   State(Device& d, const duetp_shape& s, uint32_t n_slots) : device_(d), shape_(s), n_slots_(n_slots) {
     d.check(d->state_new(d.self(), &s, n_slots, DUET_F32, &state_));
-    const size_t LC = size_t{s.n_layer} * s.n_embd;
-    for (uint32_t slot = 0; slot < n_slots; ++slot) {
-      Random random(1000 + slot);
-      std::vector<float> v(LC * (2 + s.head_size));
-      for (float& f : v) f = random.next();
-      d.check(d->state_import(d.self(), d.queue(), state_, slot, v.data(), v.data() + LC, v.data() + LC * (1 + s.head_size)));
-    }
+    for (uint32_t slot = 0; slot < n_slots; ++slot) set(slot, initial(slot));
   }
   ~State() { device_->state_free(device_.self(), state_); }
   State(const State&) = delete;
   State& operator=(const State&) = delete;
 
   duetp_state* get() const { return state_; }
+  uint32_t n_slots() const { return n_slots_; }
+  void set(uint32_t i, const std::vector<float>& v) {  // as slot() gives it
+    const size_t LC = size_t{shape_.n_layer} * shape_.n_embd;
+    device_.check(device_->state_import(device_.self(), device_.queue(), state_, i, v.data(), v.data() + LC, v.data() + LC * (1 + shape_.head_size)));
+  }
+  std::vector<float> initial(uint32_t i) const {  // what the slot held first
+    Random random(1000 + i);
+    std::vector<float> v(size_t{shape_.n_layer} * shape_.n_embd * (2 + shape_.head_size));
+    for (float& f : v) f = random.next();
+    return v;
+  }
   std::vector<float> slot(uint32_t i) {  // att_x, wkv, ffn_x
     const size_t LC = size_t{shape_.n_layer} * shape_.n_embd;
     std::vector<float> v(LC * (2 + shape_.head_size));
@@ -90,4 +97,4 @@ class State {
   duetp_state* state_ = nullptr;
 };
 
-}  // namespace stages
+}  // namespace conform

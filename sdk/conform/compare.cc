@@ -1,0 +1,91 @@
+#include "conform/compare.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace conform {
+namespace {
+
+bool untouched(const unsigned char* p, size_t n) {
+  return std::all_of(p, p + n, [](unsigned char c) { return c == 0xff; });
+}
+
+double share_of_zeros(const std::vector<float>& values) {
+  size_t zeros = 0, all = 0;
+  for (float f : values)
+    if (!std::isnan(f)) zeros += f == 0, ++all;
+  return all ? static_cast<double>(zeros) / static_cast<double>(all) : 0;
+}
+
+// The first element that only one of both wrote, or that is not finite, as a sentence; "" if there is none.
+std::string fault_of(const Outcome::Output& got, const Outcome::Output& want, const std::vector<float>& got_values, const std::vector<float>& want_values,
+                     const std::string& name) {
+  const size_t size = bytes_of(want.dtype);
+  for (size_t i = 0; i < want_values.size(); ++i) {
+    const bool wrote = !untouched(&got.bytes[i * size], size), should = !untouched(&want.bytes[i * size], size);
+    const auto at = [&](const char* what) { return fmt::format("{}: {} at row {}, column {}", name, what, i / want.columns, i % want.columns); };
+    if (wrote && !should) return at("written beyond what the frame uses,");
+    if (!wrote && should) return at("not written");
+    if (wrote && !std::isfinite(got_values[i])) return at("not finite");
+  }
+  const double zeros = share_of_zeros(want_values);
+  if (zeros > 0.5) return fmt::format("{}: {:.0f} % of the right output is zero, so this case shows nothing", name, 100 * zeros);
+  if (share_of_zeros(got_values) > 0.5) return fmt::format("{}: mostly zeros", name);
+  return "";
+}
+
+}  // namespace
+
+double distance(const std::vector<float>& got, const std::vector<float>& want) {
+  double square = 0, worst = 0;
+  size_t n = 0;
+  for (float w : want)
+    if (std::isfinite(w)) square += double{w} * w, ++n;
+  const double rms = std::sqrt(square / static_cast<double>(n ? n : 1)) + 1e-30;
+  for (size_t i = 0; i < want.size(); ++i) {
+    if (std::isnan(want[i]) != std::isnan(got[i])) return HUGE_VAL;
+    if (!std::isnan(want[i])) worst = std::max(worst, std::fabs(double{got[i]} - want[i]) / std::max(std::fabs(double{want[i]}), rms));
+  }
+  return worst;
+}
+
+double tolerance(const StageCase& c, duet_dtype weights, const std::string& output, duet_dtype dtype) {
+  if (dtype == DUET_BF16) return 0x1p-7;
+  const bool rounded_inside = c.stage == "lowrank" || (c.stage == "channel_mix" && output == "x") || output == "logits";
+  return weights == DUET_BF16 && rounded_inside ? 0x1p-6 : 2e-5;
+}
+
+double network_tolerance(duet_dtype weights) { return weights == DUET_BF16 ? 5e-2 : 2e-4; }
+
+Verdict compare(const Outcome::Output& got, const Outcome::Output& want, const std::string& name, double limit) {
+  const std::vector<float> got_values = decode(got.bytes, got.dtype), want_values = decode(want.bytes, want.dtype);
+  Verdict v{distance(got_values, want_values), limit, name, fault_of(got, want, got_values, want_values, name)};
+  if (v.fault.empty() && !(v.worst <= limit)) v.fault = fmt::format("{}: {:.2g} from the reference, more than {:.2g}", name, v.worst, limit);
+  return v;
+}
+
+Verdict compare_states(State& got, State& want, const Batch& b, double limit) {
+  Verdict v;
+  v.limit = limit;
+  std::vector<bool> named(got.n_slots());
+  for (size_t i = 0; i < b.slots.size(); ++i)
+    if (b.slots[i] >= 0 && b.lengths[i] > 0) named[static_cast<size_t>(b.slots[i])] = true;
+  for (uint32_t slot = 0; slot < got.n_slots(); ++slot) {
+    const std::vector<float> g = got.slot(slot);
+    if (!named[slot]) {
+      const std::vector<float> before = got.initial(slot);
+      if (std::memcmp(g.data(), before.data(), g.size() * sizeof(float)) != 0 && v.fault.empty())
+        v.fault = fmt::format("the state: slot {} changed, which no token belongs to", slot);
+      continue;
+    }
+    const double d = distance(g, want.slot(slot));
+    if (v.where.empty() || d > v.worst) v.worst = d, v.where = "the state";
+    if (!(d <= limit) && v.fault.empty()) v.fault = fmt::format("the state: slot {} is {:.2g} from the reference, more than {:.2g}", slot, d, limit);
+  }
+  return v;
+}
+
+}  // namespace conform

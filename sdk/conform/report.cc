@@ -1,0 +1,77 @@
+#include "conform/report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "conform/crash.h"
+
+namespace conform {
+namespace {
+
+constexpr size_t kFaultsShown = 3;
+
+}  // namespace
+
+void Line::run(const std::string& name, const std::function<Verdict()>& check) {
+  ++n_cases;
+  now_running(fmt::format("{} {} {}: {}", subject, dtype, mode, name));
+  Verdict v;
+  try {
+    v = check();
+  } catch (const std::exception& e) {
+    v.fault = e.what();
+  } catch (...) {
+    v.fault = "an exception that is not a std::exception left the plugin";
+  }
+  if (!v.fault.empty() && ++n_faults <= kFaultsShown) faults.push_back(fmt::format("{} ({})", v.fault, name));
+  if (!v.where.empty() && (worst.where.empty() || v.worst / v.limit > worst.worst / worst.limit)) worst = v, worst_case = name;
+}
+
+void Report::add(const Line& line) {
+  lines_.push_back(line);
+  if (json_) return;
+  std::string text = fmt::format("{:<12}{:<24}{:<6}{:<11}", line.result(), line.subject, line.dtype, line.mode);
+  if (line.n_cases) text += fmt::format("{:>5} cases", line.n_cases);
+  if (!line.worst.where.empty()) text += fmt::format("  worst {:.1e} of {:.1e}  {}, {}", line.worst.worst, line.worst.limit, line.worst.where, line.worst_case);
+  if (!line.reason.empty()) text += fmt::format("{}{}", line.n_cases ? "; in part refused: " : "", line.reason);
+  std::printf("%s\n", text.c_str());
+  for (const std::string& fault : line.faults) std::printf("            %s: %s\n", line.subject.c_str(), fault.c_str());
+  if (line.n_faults > line.faults.size()) std::printf("            %s: and %zu more\n", line.subject.c_str(), line.n_faults - line.faults.size());
+  std::fflush(stdout);
+}
+
+int Report::finish(const std::string& plugin, const std::string& device) {
+  const auto count = [&](const char* result) {
+    return std::count_if(lines_.begin(), lines_.end(), [&](const Line& l) { return l.result() == std::string_view(result); });
+  };
+  // that the process is as it was says nothing about a plugin of which nothing ran
+  const bool checked =
+      std::any_of(lines_.begin(), lines_.end(), [](const Line& l) { return l.result() == std::string_view("pass") && l.subject != "process"; });
+  const bool good = count("FAIL") == 0 && checked;
+  if (json_) {
+    nlohmann::json list = nlohmann::json::array();
+    for (const Line& l : lines_) {
+      nlohmann::json j{{"subject", l.subject}, {"result", l.result()}, {"cases", l.n_cases}, {"faults", l.n_faults}};
+      if (!l.dtype.empty()) j["dtype"] = l.dtype;
+      if (!l.mode.empty()) j["mode"] = l.mode;
+      if (!l.worst.where.empty()) j["worst"] = {{"error", l.worst.worst}, {"limit", l.worst.limit}, {"output", l.worst.where}, {"case", l.worst_case}};
+      if (!l.reason.empty()) j["reason"] = l.reason;
+      if (!l.faults.empty()) j["first_faults"] = l.faults;
+      list.push_back(std::move(j));
+    }
+    const nlohmann::json all{{"plugin", plugin}, {"device", device}, {"pass", good}, {"lines", list}};
+    std::printf("%s\n", all.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+  } else {
+    std::printf("%s, %s: %s (%td lines pass, %td fail, %td unsupported, %td absent)\n", plugin.c_str(), device.c_str(),
+                good            ? "conforms"
+                : count("FAIL") ? "DOES NOT CONFORM"
+                                : "NOTHING WAS CHECKED",
+                count("pass"), count("FAIL"), count("unsupported"), count("absent"));
+  }
+  return good ? 0 : 1;
+}
+
+}  // namespace conform
