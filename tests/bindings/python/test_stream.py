@@ -84,7 +84,7 @@ class StreamTest(TinyTest):
         got += [next(stream), next(stream)]
         self.assertEqual(got, want[:3])
         stream.close()
-        self.assertEqual(stream.result.tokens, got)
+        self.assertEqual((stream.result.finish, stream.result.tokens), ("callback", got))
 
 
 class InterruptedOnce:
