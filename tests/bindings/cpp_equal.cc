@@ -1,7 +1,6 @@
 // duet.hpp gives the bits that duet.h gives: logits, hidden rows, scores, states, tokens, samples, generated text.
-#include <cstdio>
 #include <cstring>
-#include <filesystem>
+#include <limits>
 
 #include "duet.hpp"
 #include "support/api.h"

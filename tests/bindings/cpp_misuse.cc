@@ -1,6 +1,8 @@
 // duet.hpp under misuse: an exception each, with status and sentence, and objects that work on.
 #include <atomic>
-#include <chrono>
+#include <filesystem>
+#include <limits>
+#include <optional>
 #include <thread>
 
 #include "duet.hpp"
