@@ -2,7 +2,8 @@
 # Installs what Duet is built from, on Debian 12 or 13. Asks apt-get only for what is missing.
 set -euo pipefail
 
-packages=(g++ cmake ninja-build pkg-config libboost-dev libboost-program-options-dev libspdlog-dev nlohmann-json3-dev catch2 libdnnl-dev libhwy-dev)
+packages=(g++ cmake ninja-build pkg-config libboost-dev libboost-program-options-dev libspdlog-dev nlohmann-json3-dev catch2 libdnnl-dev libhwy-dev
+  python3-numpy)  # only for the tests of the Python binding, which are left out without it; 5 MB
 
 if ! command -v dpkg-query >/dev/null; then
   echo "packages.sh: not a Debian system; install the counterparts of: ${packages[*]}" >&2
