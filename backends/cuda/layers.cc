@@ -1,12 +1,8 @@
 // Rung 2: a run of layers, with what stands side by side in the equations in one launch.
-#include <algorithm>
-
 #include "pass.h"
 
 namespace duet_cuda {
 namespace {
-
-using duet_gpu::Ahead;
 
 // The four low-rank hidden vectors, one after another in scratch
 struct Low {
@@ -53,7 +49,7 @@ LayerProducts products_of(const Pass& p, const duetp_layer& l, float* x) {
   return out;
 }
 
-void heads_one_token(const Pass& p, const duetp_layer& l, float* v_first, const duet_gpu::Ahead& ahead) {
+void heads_one_token(const Pass& p, const duetp_layer& l, float* v_first) {
   const Scratch& s = p.scratch;
   duet_gpu::RecurrentHeads a{};
   a.prepare = prepare_weights(l);
@@ -66,7 +62,6 @@ void heads_one_token(const Pass& p, const duetp_layer& l, float* v_first, const 
   a.slot_stride = p.state->slot;
   a.used = p.packed.used, a.starts = p.packed.starts, a.slots = p.packed.slots;
   a.n_seqs = p.frame.n_seqs, a.n_head = l.shape.n_head, a.head_size = l.shape.head_size;
-  a.ahead = ahead;
   p.check(duet_gpu::recurrent_heads(a, p.q.stream), "recurrent_heads");
 }
 
@@ -84,7 +79,7 @@ void heads(const Pass& p, const duetp_layer& l, float* v_first) {
 
   duet_gpu::Wkv wkv = p.wkv_arguments(l);
   wkv.r = s.r, wkv.w_raw = s.w, wkv.k = s.k, wkv.v = s.v, wkv.kk = s.kk, wkv.a = s.a, wkv.y = s.y;
-  p.wkv(l, wkv);
+  p.wkv(wkv);
 
   duet_gpu::NormGate gate{};
   gate.weights = norm_gate_weights(l);
@@ -96,15 +91,13 @@ void heads(const Pass& p, const duetp_layer& l, float* v_first) {
   p.check(duet_gpu::norm_gate(gate, p.q.stream), "norm_gate");
 }
 
-void shift_mix(const Pass& p, const duetp_layer& l, const float* x, const Ahead& ahead = {}) {
+void shift_mix(const Pass& p, const duetp_layer& l, const float* x) {
   const Scratch& s = p.scratch;
   void* const mixed[6] = {s.mixed[0], s.mixed[1], s.mixed[2], s.mixed[3], s.mixed[4], s.mixed[5]};
-  p.shift_mix(l, x, mixed, ahead);
+  p.shift_mix(l, x, mixed);
 }
 
-// ---- many rows: bound by arithmetic ----
-
-// receptance, key and value in one batched product, as both their inputs and their weights follow one another
+// receptance, key and value of many tokens in one batched product, as both their inputs and their weights follow one another
 void rkv_of_many(const Pass& p, const duetp_layer& l) {
   Gemm g{};
   const uint32_t C = l.shape.n_embd;
@@ -117,62 +110,26 @@ void rkv_of_many(const Pass& p, const duetp_layer& l) {
   p.q.gemm(g);
 }
 
-void layer_of_many(const Pass& p, const duetp_layer& l, float* x, float* v_first) {
+void layer(const Pass& p, const duetp_layer& l, float* x, float* v_first) {
   const LayerProducts products = products_of(p, l, x);
   shift_mix(p, l, x);
-  rkv_of_many(p, l);
-  p.linear(l, products.low_in);
+  if (p.many(p.frame.n_tokens, l.shape.n_embd)) {
+    rkv_of_many(p, l);
+    p.linear(l, products.low_in);
+  } else {
+    std::vector<Pass::Linear> inputs = products.rkv;
+    inputs.insert(inputs.end(), products.low_in.begin(), products.low_in.end());
+    p.linear(l, inputs);
+  }
   p.linear(l, products.low_out);
   if (p.single() && duet_gpu::recurrent_heads_takes(l.shape.head_size))
-    heads_one_token(p, l, v_first, {});
+    heads_one_token(p, l, v_first);
   else
     heads(p, l, v_first);
   p.linear(l, products.output);
   p.channel_shift(l, x, p.scratch.channel);
   p.linear(l, products.key);
   p.add_channel_value(l, p.scratch.inner, x);
-}
-
-// ---- few rows: bound by reading the weights ----
-
-// What the L2 cache is asked to fetch before a product that reads much: by the kernels just before it, a share each.
-constexpr uint64_t kShare = 12 << 20;
-
-std::vector<Pass::Linear> inputs_of(const LayerProducts& p) {
-  std::vector<Pass::Linear> all = p.rkv;
-  all.insert(all.end(), p.low_in.begin(), p.low_in.end());
-  return all;
-}
-
-// All of a layer's second low-rank matrices, which follow one another
-Ahead low_out_ahead(const duetp_layer& l) {
-  const auto* from = static_cast<const char*>(l.matrix(DUETP_T_W2));
-  Ahead a;
-  a.base = from;
-  a.bytes = static_cast<uint64_t>(static_cast<const char*>(l.matrix(DUETP_T_K_K)) - from);
-  a.n_items = a.n_blocks = 1;
-  a.piece = static_cast<uint32_t>(std::min<uint64_t>(a.bytes, kShare));
-  return a;
-}
-
-// `next`: the layer after this one, or null
-void layer_of_few(const Pass& p, const duetp_layer& l, const duetp_layer* next, float* x, float* v_first) {
-  const LayerProducts products = products_of(p, l, x);
-  const std::vector<Pass::Linear> inputs = inputs_of(products);
-  const Products key = p.few(l, products.key);
-  const bool one_token = p.single() && duet_gpu::recurrent_heads_takes(l.shape.head_size);
-  shift_mix(p, l, x, ahead_of(p.few(l, inputs), 3, kShare, kShare));
-  p.linear(l, inputs, low_out_ahead(l));
-  p.linear(l, products.low_out, ahead_of(p.few(l, products.output), 1, 0, 3 * kShare));
-  if (one_token)
-    heads_one_token(p, l, v_first, ahead_of(key, 1, 0, kShare));
-  else
-    heads(p, l, v_first);
-  p.linear(l, products.output, ahead_of(key, 1, kShare, kShare));
-  p.channel_shift(l, x, p.scratch.channel, ahead_of(key, 1, 2 * kShare, kShare));
-  p.linear(l, products.key);
-  const LayerProducts after = products_of(p, next ? *next : l, x);
-  p.add_channel_value(l, p.scratch.inner, x, next ? ahead_of(p.few(*next, inputs_of(after)), 3, 0, kShare) : Ahead{});
 }
 
 }  // namespace
@@ -182,12 +139,7 @@ duet_status run_layers(void* self, duetp_queue* q, const duetp_step* a) {
     const Pass p(*q, *a->frame, a->state, a->mode, *a->layers[a->first_layer]);
     float *x = pointer<float>(a->x), *v_first = pointer<float>(a->v_first);
     p.place();
-    const uint32_t end = a->first_layer + a->n_layer;
-    for (uint32_t i = a->first_layer; i < end; ++i)
-      if (p.many(a->frame->n_tokens))
-        layer_of_many(p, *a->layers[i], x, v_first);
-      else
-        layer_of_few(p, *a->layers[i], i + 1 < end ? a->layers[i + 1] : nullptr, x, v_first);
+    for (uint32_t i = a->first_layer; i < a->first_layer + a->n_layer; ++i) layer(p, *a->layers[i], x, v_first);
   });
 }
 

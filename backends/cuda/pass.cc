@@ -1,13 +1,16 @@
 #include "pass.h"
 
+#include <algorithm>
+
 #include "gpu/shape.h"
 #include "wkv_chunked.h"
 
 namespace duet_cuda {
 namespace {
 
-// Above this many rows cuBLAS is the better one.
-constexpr uint32_t kFewRows = 16;
+// Above this many rows cuBLAS is the better one: of wide matrices, and of narrow ones, whose products go side by side here.
+constexpr uint32_t kFewRows = 16, kFewRowsOfNarrow = 64;
+constexpr uint32_t kNarrow = 2048;
 // Shorter sequences gain nothing from chunks.
 constexpr uint32_t kChunkedFrom = 32;
 
@@ -20,7 +23,7 @@ Pass::Pass(duetp_queue& queue, const duetp_frame& f, duetp_state* s, duet_mode m
 
 void Pass::place() const { check(duet_gpu::place_tokens(packed, scratch.places, q.stream), "place_tokens"); }
 
-void Pass::shift_mix(const duetp_layer& l, const float* x, void* const (&out)[6], const duet_gpu::Ahead& ahead) const {
+void Pass::shift_mix(const duetp_layer& l, const float* x, void* const (&out)[6]) const {
   duet_gpu::ShiftMix a{};
   a.x = x;
   a.norm = norm(l, DUETP_T_LN1_W, DUETP_T_LN1_B);
@@ -33,11 +36,10 @@ void Pass::shift_mix(const duetp_layer& l, const float* x, void* const (&out)[6]
   a.packed = packed;
   a.width = l.shape.n_embd;
   a.single = single();
-  a.ahead = ahead;
   check(duet_gpu::shift_mix(a, q.stream), "shift_mix");
 }
 
-void Pass::channel_shift(const duetp_layer& l, const float* x, void* out, const duet_gpu::Ahead& ahead) const {
+void Pass::channel_shift(const duetp_layer& l, const float* x, void* out) const {
   duet_gpu::ShiftMix a{};
   a.x = x;
   a.norm = norm(l, DUETP_T_LN2_W, DUETP_T_LN2_B);
@@ -51,27 +53,22 @@ void Pass::channel_shift(const duetp_layer& l, const float* x, void* out, const 
   a.packed = packed;
   a.width = l.shape.n_embd;
   a.single = single();
-  a.ahead = ahead;
   check(duet_gpu::shift_mix(a, q.stream), "channel_mix");
 }
 
-bool Pass::many(uint32_t rows) const {
-  return rows > kFewRows && weights != DUET_F16 && q.device.cublas.available();  // f16 weights meet f32 inputs, which cuBLAS does not do
+bool Pass::many(uint32_t rows, uint32_t width) const {
+  return rows > (width <= kNarrow ? kFewRowsOfNarrow : kFewRows) && weights != DUET_F16 && q.device.cublas.available();  // f16 weights meet f32 inputs, which cuBLAS does not do
 }
 
-Products Pass::few(const duetp_layer& l, const std::vector<Linear>& list) const {
-  Products p{};
-  for (const Linear& i : list) p.item[p.n++] = {l.matrix(i.id), i.x, i.y, l.rows[i.id], l.columns[i.id], i.finish};
-  p.used = packed.used;
-  p.n_rows = frame.n_tokens;
-  p.weights = weights;
-  return p;
-}
-
-void Pass::linear(const duetp_layer& l, const std::vector<Linear>& list, const duet_gpu::Ahead& ahead) const {
-  if (!many(frame.n_tokens)) {
-    Products p = few(l, list);
-    p.ahead = ahead;
+void Pass::linear(const duetp_layer& l, const std::vector<Linear>& list) const {
+  uint32_t width = 0;  // a low-rank matrix is narrow one way or the other
+  for (const Linear& i : list) width = std::max(width, std::min(l.rows[i.id], l.columns[i.id]));
+  if (!many(frame.n_tokens, width)) {
+    Products p{};
+    for (const Linear& i : list) p.item[p.n++] = {l.matrix(i.id), i.x, i.y, l.rows[i.id], l.columns[i.id], i.finish};
+    p.used = packed.used;
+    p.n_rows = frame.n_tokens;
+    p.weights = weights;
     return check(products(p, q.stream), "products");
   }
   for (const Linear& i : list) {
@@ -95,10 +92,10 @@ void Pass::linear(const duetp_layer& l, const std::vector<Linear>& list, const d
   }
 }
 
-void Pass::add_channel_value(const duetp_layer& l, const void* u, float* x, const duet_gpu::Ahead& ahead) const {
+void Pass::add_channel_value(const duetp_layer& l, const void* u, float* x) const {
   const uint32_t F = l.rows[DUETP_T_FFN_VALUE], C = l.columns[DUETP_T_FFN_VALUE];
   const void* w = l.matrix(DUETP_T_FFN_VALUE);
-  if (many(frame.n_tokens)) {
+  if (many(frame.n_tokens, C)) {
     Gemm g{};
     g.x = u, g.w = w, g.y = x;
     g.rows = frame.n_tokens, g.n_in = F, g.n_out = C;
@@ -113,7 +110,6 @@ void Pass::add_channel_value(const duetp_layer& l, const void* u, float* x, cons
   p.used = packed.used;
   p.n_rows = frame.n_tokens;
   p.weights = weights;
-  p.ahead = ahead;
   check(skipping_product(p, q.reserve_split(skipping_scratch_bytes(p)), q.stream), "channel_mix");
 }
 
@@ -127,9 +123,9 @@ duet_gpu::Wkv Pass::wkv_arguments(const duetp_layer& l) const {
   return a;
 }
 
-// In f32 the tokens are walked one by one in both modes: the chunked form rounds what it multiplies.
-void Pass::wkv(const duetp_layer& l, const duet_gpu::Wkv& a) const {
-  const bool chunked = !single() && l.weights != DUET_F32 && frame.max_len >= kChunkedFrom && wkv_chunked_takes(a.head_size);
+// The chunked form rounds what it multiplies, which bf16 promises and no other: in f32 and f16 the tokens are walked one by one.
+void Pass::wkv(const duet_gpu::Wkv& a) const {
+  const bool chunked = !single() && bf16() && frame.max_len >= kChunkedFrom && wkv_chunked_takes(a.head_size);
   check(chunked ? wkv_chunked(a, q.stream) : duet_gpu::wkv_sequential(a, q.stream), "wkv");
 }
 

@@ -28,8 +28,8 @@ struct Pass {
   void check(cudaError_t e, const char* stage) const { q.check(e, stage); }
 
   void place() const;  // fills scratch.places; before the two below
-  void shift_mix(const duetp_layer& l, const float* x, void* const (&out)[6], const duet_gpu::Ahead& ahead = {}) const;
-  void channel_shift(const duetp_layer& l, const float* x, void* out, const duet_gpu::Ahead& ahead = {}) const;
+  void shift_mix(const duetp_layer& l, const float* x, void* const (&out)[6]) const;
+  void channel_shift(const duetp_layer& l, const float* x, void* out) const;
 
   // Independent products of the used tokens with matrices of `l`, each one with its own input.
   struct Linear {
@@ -39,13 +39,12 @@ struct Pass {
     Finish finish;
     float* before = nullptr;  // [n_tokens, n_out] for a finish with a function: what it is applied to, if cuBLAS computes it
   };
-  void linear(const duetp_layer& l, const std::vector<Linear>& products, const duet_gpu::Ahead& ahead = {}) const;
-  Products few(const duetp_layer& l, const std::vector<Linear>& products) const;  // what linear() does of few rows
-  void add_channel_value(const duetp_layer& l, const void* u, float* x, const duet_gpu::Ahead& ahead = {}) const;  // x += value u
+  void linear(const duetp_layer& l, const std::vector<Linear>& products) const;
+  void add_channel_value(const duetp_layer& l, const void* u, float* x) const;  // x += value u
 
-  void wkv(const duetp_layer& l, const duet_gpu::Wkv& a) const;
+  void wkv(const duet_gpu::Wkv& a) const;
   duet_gpu::Wkv wkv_arguments(const duetp_layer& l) const;  // all but the tensors
-  bool many(uint32_t rows) const;  // whether cuBLAS computes products of that many rows
+  bool many(uint32_t rows, uint32_t width) const;  // whether cuBLAS computes products of so many rows with matrices so wide
 };
 
 duet_gpu::PrepareWeights prepare_weights(const duetp_layer& l);

@@ -1,6 +1,7 @@
 #include "product.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "fragment.h"
 
@@ -9,7 +10,6 @@ namespace {
 
 using duet_gpu::bf16;
 using duet_gpu::f16;
-using duet_gpu::fetch_ahead;
 using duet_gpu::from_f32;
 using duet_gpu::launch;
 using duet_gpu::let_next_start;
@@ -18,7 +18,8 @@ using duet_gpu::wait_for_inputs;
 
 constexpr uint32_t kThreads = 512, kWarps = kThreads / 32;
 constexpr uint32_t kSlabs = 4;               // of 32 inputs each: what a warp has in flight
-constexpr uint32_t kMaxShared = 200 << 10;   // for x
+constexpr uint32_t kMaxShared = 220 << 10;   // what a block may have
+constexpr uint32_t kMaxTiles = 4;
 constexpr uint32_t kPrefetch = 64 << 10;     // bytes of a block's weights that go to L2 while it waits for its inputs
 
 int multiprocessors() {
@@ -49,6 +50,7 @@ struct Plan {
   Products products;
   uint32_t first_item[9];
   uint32_t split[8];
+  uint32_t blocks_of_share;  // 1, or 2: on each multiprocessor
   uint32_t x_stride;  // bytes between rows of x in shared memory: 64 mod 128, so that eight lanes meet no bank twice
 };
 
@@ -97,15 +99,19 @@ template <int kTiles>
 __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 2 : 1) product_kernel(__grid_constant__ const Plan plan) {
   extern __shared__ __align__(128) char shared[];
   constexpr uint32_t kRows = 8 * kTiles;
-  __shared__ float parts[2][kWarps][16 * kRows];
   let_next_start();
-  if (blockIdx.y == 0) fetch_ahead(plan.products.ahead, blockIdx.x, gridDim.x);
   const uint32_t warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   const uint32_t n_items = plan.first_item[plan.products.n];
-  const uint32_t begin = static_cast<uint32_t>(static_cast<uint64_t>(n_items) * blockIdx.x / gridDim.x), end = static_cast<uint32_t>(static_cast<uint64_t>(n_items) * (blockIdx.x + 1) / gridDim.x);
-  Work now = work(plan, begin, warp);
+  // equal shares for all multiprocessors first, then for the two blocks of each
+  const uint32_t n_shares = gridDim.x / plan.blocks_of_share, share = blockIdx.x % n_shares, half = blockIdx.x / n_shares;
+  const uint32_t from = n_items * share / n_shares, to = n_items * (share + 1) / n_shares, middle = plan.blocks_of_share == 2 ? (from + to + 1) / 2 : to;
+  const uint32_t begin = half == 0 ? from : middle, end = half == 0 ? middle : to;
+  Work now{};
   Weights a;
-  load(a, plan, now);
+  if (begin < end) {
+    now = work(plan, begin, warp);
+    load(a, plan, now);
+  }
   if (threadIdx.x == 0 && end > begin) {  // what follows the registers' part
     const Product& p = plan.products.item[now.product];
     const uint32_t first = (begin - plan.first_item[now.product]) * (kWarps >> plan.split[now.product]) * 16;
@@ -117,6 +123,7 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 2 : 1) product_kernel(
   if (row >= used) return;
   const uint32_t n_rows = min(kRows, used - row);
 
+  float* parts = reinterpret_cast<float*>(shared + kRows * plan.x_stride);  // [2][warps][rows][16]
   uint32_t x_of = ~0u, buffer = 0;
   for (uint32_t item = begin; item < end; ++item, buffer ^= 1) {
     if (x_of != now.product) {
@@ -148,7 +155,7 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 2 : 1) product_kernel(
       now = work(plan, item + 1, warp);
       load(a, plan, now);
     }
-    float* own = parts[buffer][warp];
+    float* own = parts + (buffer * kWarps + warp) * 16 * kRows;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll
@@ -161,13 +168,16 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 2 : 1) product_kernel(
       const uint32_t r = i / (n_groups * 16), o = i % (n_groups * 16), group = o / 16;
       if (first + o >= p.n_out) continue;
       float sum = 0;
-      for (uint32_t k = 0; k < 1u << split; ++k) sum += parts[buffer][(group << split) + k][r * 16 + o % 16];
+      for (uint32_t k = 0; k < 1u << split; ++k) sum += parts[((buffer * kWarps + (group << split) + k) * kRows + r) * 16 + o % 16];
       finish<bf16>(p, static_cast<uint64_t>(row + r) * p.n_out + first + o, sum);
     }
   }
 }
 
-// How products() computes p: by tiles of 8 rows (1 or 2), or plainly (0).
+// x, and the warps' sums of two items
+uint32_t shared_bytes(uint32_t tiles, uint32_t x_stride) { return 8 * tiles * (x_stride + 2 * kWarps * 16 * 4); }
+
+// How products() computes p: by 1, 2 or 4 tiles of 8 rows at a time, or plainly (0).
 struct Choice {
   Plan plan{};
   uint32_t tiles = 0, blocks = 0, shared = 0;
@@ -188,10 +198,13 @@ Choice choose(const Products& p) {
     aligned &= n_in % 8 == 0;
   }
   c.plan.x_stride = (most_in * 2 + 127) / 128 * 128 + 64;
-  if (p.weights != DUET_BF16 || !aligned || 8 * c.plan.x_stride > kMaxShared) return c;
-  c.tiles = p.n_rows > 8 && 16 * c.plan.x_stride <= kMaxShared ? 2 : 1;
-  c.shared = 8 * c.tiles * c.plan.x_stride;
-  c.blocks = std::min(c.plan.first_item[p.n], static_cast<uint32_t>(multiprocessors()));  // half of each is left for the next kernel's
+  if (p.weights != DUET_BF16 || !aligned || shared_bytes(1, c.plan.x_stride) > kMaxShared) return c;
+  c.tiles = 1;
+  while (c.tiles < kMaxTiles && 8 * c.tiles < p.n_rows && shared_bytes(2 * c.tiles, c.plan.x_stride) <= kMaxShared) c.tiles *= 2;
+  c.shared = shared_bytes(c.tiles, c.plan.x_stride);
+  const uint32_t n_items = c.plan.first_item[p.n], n = static_cast<uint32_t>(multiprocessors());
+  c.plan.blocks_of_share = n_items > n && c.tiles == 1 && 2 * c.shared <= kMaxShared ? 2 : 1;
+  c.blocks = c.plan.blocks_of_share == 2 ? 2 * n : std::min(n_items, n);
   return c;
 }
 
@@ -236,30 +249,171 @@ __global__ void plain_kernel(__grid_constant__ const Products p, uint32_t n_outp
 
 // ---- the product that skips ----
 
-constexpr uint32_t kGroup = 64;   // outputs of a warp
+constexpr uint16_t kNone = 0xffff;  // on a list of inputs
+
+// Up to four rows, any dtype. A block has `width` outputs and all inputs: nothing is left to add up between blocks. Each warp
+// lists which of its share of the inputs are not zero, and multiplies their rows of w: width / 8 lanes side by side read 8
+// outputs each, so that 256 / width inputs are read at a time.
+struct FewPlan {
+  SkippingProduct p;
+  uint32_t width;  // of the outputs of a block: 8, 16, 32 or 64
+  uint32_t share;  // inputs of a warp, a multiple of 32
+};
+
+template <class T>
+struct Eight {  // 8 weights in a row
+  std::conditional_t<sizeof(T) == 2, uint4, float4> v[sizeof(T) == 2 ? 1 : 2];
+};
+template <class T>
+__device__ __forceinline__ Eight<T> read_eight(const T* p) {
+  Eight<T> e;
+  if constexpr (sizeof(T) == 2) {
+    e.v[0] = stream_load(p);
+  } else {
+    e.v[0] = __ldcs(reinterpret_cast<const float4*>(p));
+    e.v[1] = __ldcs(reinterpret_cast<const float4*>(p) + 1);
+  }
+  return e;
+}
+__device__ __forceinline__ float2 two(uint32_t w, bf16) { return {__uint_as_float(w << 16), __uint_as_float(w & 0xffff0000u)}; }
+__device__ __forceinline__ float2 two(uint32_t w, f16) { return __half22float2(*reinterpret_cast<__half2*>(&w)); }
+template <class T>
+__device__ __forceinline__ void unpack(const Eight<T>& e, float (&out)[8]) {
+  if constexpr (sizeof(T) == 2) {
+    const uint32_t words[4] = {e.v[0].x, e.v[0].y, e.v[0].z, e.v[0].w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 t = two(words[i], T());
+      out[2 * i] = t.x, out[2 * i + 1] = t.y;
+    }
+  } else {
+    out[0] = e.v[0].x, out[1] = e.v[0].y, out[2] = e.v[0].z, out[3] = e.v[0].w;
+    out[4] = e.v[1].x, out[5] = e.v[1].y, out[6] = e.v[1].z, out[7] = e.v[1].w;
+  }
+}
+
+template <class T, class U, uint32_t kRows>
+__global__ void __launch_bounds__(kThreads, 1) skip_few_kernel(__grid_constant__ const FewPlan plan) {
+  constexpr uint32_t kFlight = sizeof(T) == 4 ? 4 : kRows == 1 ? 16 : 8;  // inputs that a lane has in flight
+  extern __shared__ __align__(128) char shared[];
+  let_next_start();
+  const SkippingProduct& p = plan.p;
+  const uint32_t first_row = blockIdx.y * kRows, used = static_cast<uint32_t>(p.used[p.count_index]);
+  wait_for_inputs();
+  if (first_row >= used) return;
+  const uint32_t n_rows = min(kRows, used - first_row), warp = threadIdx.x / 32, lane = threadIdx.x % 32, share = plan.share;
+  const uint32_t begin = min(p.n_in, warp * share), n = min(share, p.n_in - begin);
+  // of this warp: [share] inputs' values for all rows, then the list
+  auto* u = reinterpret_cast<U*>(shared) + warp * share * kRows;
+  auto* list = reinterpret_cast<uint16_t*>(reinterpret_cast<U*>(shared) + kWarps * share * kRows) + warp * share;
+  const U* from = static_cast<const U*>(p.u) + static_cast<uint64_t>(first_row) * p.n_in + begin;
+  uint32_t listed = 0;
+  constexpr uint32_t kAtOnce = 16 / kRows;  // loads of a row that do not wait for one another
+  for (uint32_t base = 0; base < n; base += 32 * kAtOnce) {
+    U mine[kAtOnce][kRows];
+#pragma unroll
+    for (uint32_t k = 0; k < kAtOnce; ++k)
+#pragma unroll
+      for (uint32_t r = 0; r < kRows; ++r) {
+        const uint32_t f = base + 32 * k + lane;
+        mine[k][r] = f < n && r < n_rows ? from[static_cast<uint64_t>(r) * p.n_in + f] : from_f32<U>(0);
+      }
+#pragma unroll
+    for (uint32_t k = 0; k < kAtOnce; ++k) {
+      bool any = false;
+#pragma unroll
+      for (uint32_t r = 0; r < kRows; ++r) any |= to_f32(mine[k][r]) != 0;
+      const uint32_t ballot = __ballot_sync(~0u, any), at = listed + __popc(ballot & ((1u << lane) - 1));
+      if (any) {
+        list[at] = static_cast<uint16_t>(base + 32 * k + lane);
+#pragma unroll
+        for (uint32_t r = 0; r < kRows; ++r) u[at * kRows + r] = mine[k][r];
+      }
+      listed += __popc(ballot);
+    }
+  }
+  __syncwarp();
+
+  const uint32_t across = plan.width / 8, abreast = 32 / across, column = blockIdx.x * plan.width + lane % across * 8;
+  const T* w = static_cast<const T*>(p.w) + static_cast<uint64_t>(begin) * p.n_out + column;
+  float sums[kRows][8] = {};
+  if (column < p.n_out)
+    for (uint32_t base = lane / across; base < listed; base += abreast * kFlight) {
+      Eight<T> rows[kFlight];
+#pragma unroll
+      for (uint32_t k = 0; k < kFlight; ++k)
+        if (const uint32_t at = base + k * abreast; at < listed) rows[k] = read_eight(w + static_cast<uint64_t>(list[at]) * p.n_out);
+#pragma unroll
+      for (uint32_t k = 0; k < kFlight; ++k) {
+        const uint32_t at = base + k * abreast;
+        if (at >= listed) break;
+        float weights[8];
+        unpack(rows[k], weights);
+#pragma unroll
+        for (uint32_t r = 0; r < kRows; ++r) {
+          const float scale = to_f32(u[at * kRows + r]);
+#pragma unroll
+          for (int j = 0; j < 8; ++j) sums[r][j] = fmaf(scale, weights[j], sums[r][j]);
+        }
+      }
+    }
+  // first over the lanes that have the same outputs, then over the warps
+#pragma unroll
+  for (uint32_t r = 0; r < kRows; ++r)
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+      for (uint32_t d = across; d < 32; d *= 2) sums[r][j] += __shfl_xor_sync(~0u, sums[r][j], d);
+  __syncthreads();  // the lists have been read: their memory is free
+  float* parts = reinterpret_cast<float*>(shared);  // [warps][kRows][width]
+  if (lane < across)
+#pragma unroll
+    for (uint32_t r = 0; r < kRows; ++r)
+#pragma unroll
+      for (int j = 0; j < 8; ++j) parts[(warp * kRows + r) * plan.width + 8 * lane + j] = sums[r][j];
+  __syncthreads();
+  if (threadIdx.x >= n_rows * plan.width) return;
+  const uint32_t r = threadIdx.x / plan.width, o = threadIdx.x % plan.width;
+  if (blockIdx.x * plan.width + o >= p.n_out) return;
+  float* x = p.x + static_cast<uint64_t>(first_row + r) * p.n_out + blockIdx.x * plan.width + o;
+  float sum = 0;
+#pragma unroll
+  for (uint32_t k = 0; k < kWarps; ++k) sum += parts[(k * kRows + r) * plan.width + o];
+  *x += sum;
+}
+
+template <class T, class U, uint32_t kRows>
+Error launch_skip_few(const SkippingProduct& p, Stream stream) {
+  FewPlan plan{p, 8, (p.n_in + kWarps * 32 - 1) / (kWarps * 32) * 32};
+  if constexpr (kRows > 1)
+    if (kWarps * plan.share * (kRows * sizeof(U) + 2) > kMaxShared) return launch_skip_few<T, U, 1>(p, stream);
+  while (plan.width < 64 && (p.n_out + plan.width - 1) / plan.width > static_cast<uint32_t>(multiprocessors())) plan.width *= 2;
+  const uint32_t shared = std::max(kWarps * plan.share * (kRows * static_cast<uint32_t>(sizeof(U)) + 2), kWarps * kRows * plan.width * 4);
+  const auto kernel = skip_few_kernel<T, U, kRows>;
+  if (const Error e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)); e != cudaSuccess) return e;
+  return launch(kernel, dim3((p.n_out + plan.width - 1) / plan.width, (p.n_rows + kRows - 1) / kRows), dim3(kThreads), shared, stream, plan);
+}
+
+// More rows of bf16: by the tensor core, 64 outputs a warp.
+constexpr uint32_t kGroup = 64;
 constexpr uint32_t kTickets = 64 << 10;  // bytes before the parts in scratch
-constexpr uint32_t kMaxPart = 320;  // inputs of a warp: 16 warps' lists of 8 rows of f32, or 16 of bf16, fit into shared memory
-constexpr uint16_t kNone = 0xffff;  // on a list
+constexpr uint32_t kMaxSlice = 4096;     // inputs of a slice: what fits into shared memory for 16 rows
+constexpr uint32_t kRound = 2 * kThreads;  // inputs that a block lists at a time, two a thread
 
 struct Cut {
   uint32_t n_groups;  // of 64 outputs in a block, a power of two up to 8; the other warps divide its inputs
   uint32_t columns;   // blocks side by side
-  uint32_t slices;    // of n_in, one a block
-  uint32_t slice;     // inputs of a slice
-  uint32_t part;      // inputs of a warp: its share of a slice, a multiple of 16 and small enough for shared memory
+  uint32_t slices;    // of the inputs, one a block
+  uint32_t slice;     // inputs of a slice, a multiple of 16
 };
 
 // Enough blocks for the whole chip, slabs of rows counted in.
 Cut cut(uint32_t n_out, uint32_t n_in, uint32_t n_slabs) {
   const uint32_t groups = (n_out + kGroup - 1) / kGroup, blocks = static_cast<uint32_t>(multiprocessors());
-  Cut c{8, 0, 0, 0, 0};
+  Cut c{8, 0, 0, 0};
   while (c.n_groups > 1 && groups % c.n_groups != 0) c.n_groups /= 2;
   c.columns = (groups + c.n_groups - 1) / c.n_groups;
-  const uint32_t parts = kWarps / c.n_groups;
-  c.slices = std::clamp(blocks / (c.columns * n_slabs), 1u, (n_in + 15) / 16);
-  c.part = std::min(((n_in + c.slices - 1) / c.slices + parts - 1) / parts, kMaxPart - 15);
-  c.part = (c.part + 15) / 16 * 16;
-  c.slice = c.part * parts;
+  c.slices = std::clamp(blocks / (c.columns * n_slabs), (n_in + kMaxSlice - 1) / kMaxSlice, (n_in + 15) / 16);
+  c.slice = ((n_in + c.slices - 1) / c.slices + 15) / 16 * 16;
   c.slices = (n_in + c.slice - 1) / c.slice;
   return c;
 }
@@ -274,155 +428,123 @@ struct SkipPlan {
 __device__ __forceinline__ uint32_t pair_low(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
 __device__ __forceinline__ uint32_t pair_high(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
 
-// How a warp adds a step of 16 listed inputs to the sums of its 64 outputs: by the tensor core for bf16 ...
+// The weights of a step of 16 listed inputs. Thread (g, t) reads the 8 outputs from 8 g of the inputs 4 t to 4 t + 3: whole lines.
+struct Step {
+  uint4 row[4];
+};
+__device__ __forceinline__ Step fetch(const bf16* w, uint32_t n_out, const uint16_t* list, uint32_t column) {
+  const uint32_t lane = threadIdx.x % 32, at = column + 8 * (lane / 4);
+  const ushort4 f = reinterpret_cast<const ushort4*>(list)[lane % 4];
+  const uint16_t rows[4] = {f.x, f.y, f.z, f.w};
+  Step s;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) s.row[i] = rows[i] != kNone && at < n_out ? stream_load(w + static_cast<uint64_t>(rows[i]) * n_out + at) : uint4{0, 0, 0, 0};
+  return s;
+}
+// Outputs 8 g + 2 i and + 1 are output g and g + 8 of the tile i; pairs of inputs are put together from two rows.
 template <int kTiles>
-struct BrainGroup {
-  using Weight = bf16;
-  using Input = bf16;
-  static constexpr uint32_t kRows = 8 * kTiles, kSteps = 3;  // steps that a warp has in flight
-  struct Step {
-    uint4 row[4];
-  };
-  Sums sums[kTiles][4];
-  // Thread (g, t) reads the 8 outputs from 8 g of the inputs 4 t to 4 t + 3: whole lines. Outputs 8 g + 2 i and + 1 are output
-  // g and g + 8 of the tile i; pairs of inputs are put together from two rows.
-  static __device__ __forceinline__ Step fetch(const bf16* w, uint32_t n_out, const uint16_t* list, uint32_t column) {
-    const uint32_t lane = threadIdx.x % 32, at = column + 8 * (lane / 4);
-    const ushort4 f = reinterpret_cast<const ushort4*>(list)[lane % 4];
-    const uint16_t rows[4] = {f.x, f.y, f.z, f.w};
-    Step s;
+__device__ __forceinline__ void add(Sums (&sums)[kTiles][4], const Step& s, const bf16* u, uint32_t u_stride) {
+  const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  uint2 b[kTiles];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) s.row[i] = rows[i] != kNone && at < n_out ? stream_load(w + static_cast<uint64_t>(rows[i]) * n_out + at) : uint4{0, 0, 0, 0};
-    return s;
+  for (int tile = 0; tile < kTiles; ++tile) b[tile] = *reinterpret_cast<const uint2*>(u + (8 * tile + g) * u_stride + 4 * t);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const auto word = [&](int r) { return i == 0 ? s.row[r].x : i == 1 ? s.row[r].y : i == 2 ? s.row[r].z : s.row[r].w; };
+    const uint32_t a0 = pair_low(word(0), word(1)), a1 = pair_high(word(0), word(1)), a2 = pair_low(word(2), word(3)), a3 = pair_high(word(2), word(3));
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) multiply(sums[tile][i], a0, a1, a2, a3, b[tile].x, b[tile].y);
   }
-  __device__ __forceinline__ void add(const Step& s, const bf16* u, uint32_t u_stride) {
-    const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    uint2 b[kTiles];
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) b[tile] = *reinterpret_cast<const uint2*>(u + (8 * tile + g) * u_stride + 4 * t);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const auto word = [&](int r) { return i == 0 ? s.row[r].x : i == 1 ? s.row[r].y : i == 2 ? s.row[r].z : s.row[r].w; };
-      const uint32_t a0 = pair_low(word(0), word(1)), a1 = pair_high(word(0), word(1)), a2 = pair_low(word(2), word(3)), a3 = pair_high(word(2), word(3));
-#pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) multiply(sums[tile][i], a0, a1, a2, a3, b[tile].x, b[tile].y);
-    }
-  }
-  template <class F>
-  __device__ __forceinline__ void each(F&& f) const {  // f(row, output of the group, sum)
-    const uint32_t lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) f(8 * tile + 2 * t + j % 2, 8 * g + 2 * i + j / 2, sums[tile][i].v[j]);
-  }
-};
+}
 
-// ... and by fused multiply-add for the others
-template <class T>
-struct PlainGroup {
-  using Weight = T;
-  using Input = float;
-  static constexpr uint32_t kRows = 8, kSteps = 1;
-  struct Step {
-    float2 row[16];
-  };
-  float sums[8][2] = {};
-  static __device__ __forceinline__ Step fetch(const T* w, uint32_t n_out, const uint16_t* list, uint32_t column) {
-    const uint32_t at = column + 2 * (threadIdx.x % 32);
-    Step s;
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      const bool inside = list[i] != kNone;
-      const T* p = w + static_cast<uint64_t>(inside ? list[i] : 0) * n_out + at;
-      s.row[i] = {inside && at < n_out ? to_f32(p[0]) : 0, inside && at + 1 < n_out ? to_f32(p[1]) : 0};
-    }
-    return s;
-  }
-  __device__ __forceinline__ void add(const Step& s, const float* u, uint32_t u_stride) {
-#pragma unroll
-    for (int r = 0; r < 8; ++r)
-#pragma unroll
-      for (int i = 0; i < 16; ++i) sums[r][0] = fmaf(u[r * u_stride + i], s.row[i].x, sums[r][0]), sums[r][1] = fmaf(u[r * u_stride + i], s.row[i].y, sums[r][1]);
-  }
-  template <class F>
-  __device__ __forceinline__ void each(F&& f) const {
-#pragma unroll
-    for (int r = 0; r < 8; ++r)
-#pragma unroll
-      for (int j = 0; j < 2; ++j) f(r, 2 * (threadIdx.x % 32) + j, sums[r][j]);
-  }
-};
-
-// Block (column part, slice of the inputs, slab of rows). Each warp lists which inputs of its part of the slice are not zero and
-// adds up their rows of w; the block leaves its sums, and the one that comes last adds all to x in the order of the slices.
-template <class Group>
-__global__ void __launch_bounds__(kThreads, 1) skipping_kernel(__grid_constant__ const SkipPlan plan) {
-  using T = typename Group::Weight;
-  using U = typename Group::Input;
-  constexpr uint32_t kRows = Group::kRows, kSteps = Group::kSteps;
+// Block (column part, slice of the inputs, slab of rows): lists the inputs that are not zero, adds up their rows of w, and
+// leaves its part; the block that comes last adds all parts to x in the order of the slices.
+template <int kTiles>
+__global__ void __launch_bounds__(kThreads, 1) skip_more_kernel(__grid_constant__ const SkipPlan plan) {
+  constexpr uint32_t kRows = 8 * kTiles, kSteps = 3;
   extern __shared__ __align__(128) char shared[];
+  __shared__ uint32_t counts[kWarps];
   __shared__ bool is_last;
   let_next_start();
-  if (blockIdx.z == 0) fetch_ahead(plan.p.ahead, blockIdx.y * gridDim.x + blockIdx.x, gridDim.x * gridDim.y);
   const SkippingProduct& p = plan.p;
   const uint32_t first_row = blockIdx.z * kRows, used = static_cast<uint32_t>(p.used[p.count_index]);
   wait_for_inputs();
   if (first_row >= used) return;
   const uint32_t n_rows = min(kRows, used - first_row), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const uint32_t n_groups = plan.cut.n_groups, parts = kWarps / n_groups, part = warp / n_groups, size = plan.cut.part;
-  const uint32_t begin = min(p.n_in, blockIdx.y * plan.cut.slice + part * size), n = min(min(size, plan.cut.slice - min(plan.cut.slice, part * size)), p.n_in - begin);
+  const uint32_t stride = plan.cut.slice + 16 + 8;  // of u in elements: rows start in different banks
+  auto* u = reinterpret_cast<bf16*>(shared);        // [kRows][stride], only what is listed
+  float* sums_of = reinterpret_cast<float*>(shared);  // later: [warps][kRows][64]
+  auto* list = reinterpret_cast<uint16_t*>(shared + max(kRows * stride * 2, kWarps * kRows * kGroup * 4));
 
-  const uint32_t stride = size + 16 + 8;  // of u in elements: rows start in different banks
-  U* u = reinterpret_cast<U*>(shared) + static_cast<uint64_t>(warp) * kRows * stride;  // [kRows][stride], only what is listed
-  auto* list = reinterpret_cast<uint16_t*>(reinterpret_cast<U*>(shared) + static_cast<uint64_t>(kWarps) * kRows * stride) + warp * (size + 16);
-  const U* from = static_cast<const U*>(p.u) + static_cast<uint64_t>(first_row) * p.n_in + begin;
+  const uint32_t begin = blockIdx.y * plan.cut.slice, n = min(plan.cut.slice, p.n_in - begin);
+  const auto* from = static_cast<const bf16*>(p.u) + static_cast<uint64_t>(first_row) * p.n_in + begin;
   uint32_t listed = 0;
-  for (uint32_t base = 0; base < n; base += 32) {
-    const uint32_t f = base + lane;
-    U mine[kRows];
-    bool any = false;
+  for (uint32_t base = 0; base < n; base += kRound) {
+    bf16 mine[2][kRows];
+    uint32_t ballots[2];
 #pragma unroll
-    for (uint32_t r = 0; r < kRows; ++r) {
-      mine[r] = f < n && r < n_rows ? from[static_cast<uint64_t>(r) * p.n_in + f] : from_f32<U>(0);
-      any |= to_f32(mine[r]) != 0;
+    for (int k = 0; k < 2; ++k)
+#pragma unroll
+      for (uint32_t r = 0; r < kRows; ++r) {
+        const uint32_t f = base + 64 * warp + 32 * k + lane;
+        mine[k][r] = f < n && r < n_rows ? from[static_cast<uint64_t>(r) * p.n_in + f] : bf16(0.0f);
+      }
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      bool any = false;
+#pragma unroll
+      for (uint32_t r = 0; r < kRows; ++r) any |= to_f32(mine[k][r]) != 0;
+      ballots[k] = __ballot_sync(~0u, any);
     }
-    const uint32_t ballot = __ballot_sync(~0u, any);
-    if (any) {
-      const uint32_t at = listed + __popc(ballot & ((1u << lane) - 1));
-      list[at] = static_cast<uint16_t>(f);
-#pragma unroll
-      for (uint32_t r = 0; r < kRows; ++r) u[r * stride + at] = mine[r];
+    if (lane == 0) counts[warp] = __popc(ballots[0]) + __popc(ballots[1]);
+    __syncthreads();
+    uint32_t at = listed;
+    for (uint32_t i = 0; i < kWarps; ++i) {
+      at += i < warp ? counts[i] : 0;
+      listed += counts[i];
     }
-    listed += __popc(ballot);
-  }
-  if (lane < 16) {  // a whole number of steps
-    list[listed + lane] = kNone;
 #pragma unroll
-    for (uint32_t r = 0; r < kRows; ++r) u[r * stride + listed + lane] = from_f32<U>(0);
+    for (int k = 0; k < 2; ++k) {
+      if (ballots[k] >> lane & 1) {
+        const uint32_t to = at + __popc(ballots[k] & ((1u << lane) - 1));
+        list[to] = static_cast<uint16_t>(base + 64 * warp + 32 * k + lane);
+#pragma unroll
+        for (uint32_t r = 0; r < kRows; ++r) u[r * stride + to] = mine[k][r];
+      }
+      at += __popc(ballots[k]);
+    }
+    __syncthreads();
   }
-  __syncwarp();
+  if (threadIdx.x < 16) {  // a whole number of steps
+    list[listed + threadIdx.x] = kNone;
+    for (uint32_t r = 0; r < kRows; ++r) u[r * stride + listed + threadIdx.x] = bf16(0.0f);
+  }
+  __syncthreads();
 
-  Group group;
-  const uint32_t column = (blockIdx.x * n_groups + warp % n_groups) * kGroup;
-  const T* w = static_cast<const T*>(p.w) + static_cast<uint64_t>(begin) * p.n_out;
-  typename Group::Step steps[kSteps];
+  const uint32_t n_groups = plan.cut.n_groups, column = (blockIdx.x * n_groups + warp % n_groups) * kGroup, parts = kWarps / n_groups, advance = 16 * parts;
+  const bf16* w = static_cast<const bf16*>(p.w) + static_cast<uint64_t>(begin) * p.n_out;
+  Sums sums[kTiles][4];
+  Step steps[kSteps];
+  const uint32_t first_step = 16 * (warp / n_groups);
 #pragma unroll
   for (uint32_t k = 0; k < kSteps; ++k)
-    if (16 * k < listed) steps[k] = Group::fetch(w, p.n_out, list + 16 * k, column);
-  for (uint32_t i = 0; i < listed; i += 16 * kSteps)
+    if (first_step + k * advance < listed) steps[k] = fetch(w, p.n_out, list + first_step + k * advance, column);
+  for (uint32_t base = first_step; base < listed; base += kSteps * advance)
 #pragma unroll
     for (uint32_t k = 0; k < kSteps; ++k) {
-      const uint32_t at = i + 16 * k;
-      if (at >= listed) break;
-      group.add(steps[k], u + at, stride);
-      if (at + 16 * kSteps < listed) steps[k] = Group::fetch(w, p.n_out, list + at + 16 * kSteps, column);
+      const uint32_t i = base + k * advance, next = i + kSteps * advance;
+      if (i >= listed) break;
+      add<kTiles>(sums, steps[k], u + i, stride);
+      if (next < listed) steps[k] = fetch(w, p.n_out, list + next, column);
     }
-  __syncthreads();  // all of u has been read: its memory is free for the sums, [warps][kRows][64]
-  float* sums = reinterpret_cast<float*>(shared);
-  group.each([&](uint32_t r, uint32_t o, float sum) { sums[(warp * kRows + r) * kGroup + o] = sum; });
+  __syncthreads();  // u has been read: its memory is free for the sums
+  const uint32_t g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sums_of[(warp * kRows + 8 * tile + 2 * t + j % 2) * kGroup + 8 * g + 2 * i + j / 2] = sums[tile][i].v[j];
   __syncthreads();
   const uint32_t width = n_groups * kGroup, first = blockIdx.x * width;
   float* mine = plan.parts + (static_cast<uint64_t>(blockIdx.z) * plan.cut.slices + blockIdx.y) * kRows * p.n_out;
@@ -430,7 +552,7 @@ __global__ void __launch_bounds__(kThreads, 1) skipping_kernel(__grid_constant__
     const uint32_t r = i / width, o = i % width;
     if (first + o >= p.n_out) continue;
     float sum = 0;
-    for (uint32_t k = 0; k < parts; ++k) sum += sums[((k * n_groups + o / kGroup) * kRows + r) * kGroup + o % kGroup];
+    for (uint32_t k = 0; k < parts; ++k) sum += sums_of[((k * n_groups + o / kGroup) * kRows + r) * kGroup + o % kGroup];
     mine[static_cast<uint64_t>(r) * p.n_out + first + o] = sum;
   }
   __threadfence();
@@ -451,25 +573,27 @@ __global__ void __launch_bounds__(kThreads, 1) skipping_kernel(__grid_constant__
   }
 }
 
-template <class Group>
-Error launch_skipping(const SkippingProduct& p, void* scratch, Stream stream) {
-  constexpr uint32_t kRows = Group::kRows;
+template <int kTiles>
+Error launch_skip_more(const SkippingProduct& p, void* scratch, Stream stream) {
+  constexpr uint32_t kRows = 8 * kTiles;
   const uint32_t n_slabs = (p.n_rows + kRows - 1) / kRows;
   const SkipPlan plan{p, cut(p.n_out, p.n_in, n_slabs), static_cast<uint32_t*>(scratch), reinterpret_cast<float*>(static_cast<char*>(scratch) + kTickets)};
-  const uint32_t size = plan.cut.part, lists = kWarps * (kRows * (size + 24) * static_cast<uint32_t>(sizeof(typename Group::Input)) + (size + 16) * 2);
-  const uint32_t shared = std::max(lists, kWarps * kRows * kGroup * 4);
-  const auto kernel = skipping_kernel<Group>;
+  const uint32_t shared = std::max(kRows * (plan.cut.slice + 24) * 2, kWarps * kRows * kGroup * 4) + (plan.cut.slice + 16) * 2;
+  const auto kernel = skip_more_kernel<kTiles>;
   if (const Error e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)); e != cudaSuccess) return e;
   return launch(kernel, dim3(plan.cut.columns, plan.cut.slices, n_slabs), dim3(kThreads), shared, stream, plan);
 }
 
-uint32_t slab_rows(const SkippingProduct& p) { return p.weights == DUET_BF16 && p.n_rows > 8 ? 16 : 8; }
+// A narrow model's time goes into steps that wait for one another: up to 16 rows it is better off reading the weights twice.
+constexpr uint32_t kNarrow = 2048;
+bool few(const SkippingProduct& p) { return p.n_rows <= 4 || p.weights != DUET_BF16 || (p.n_rows <= 16 && p.n_out <= kNarrow); }
+uint32_t slab_rows(const SkippingProduct& p) { return p.n_rows > 8 ? 16 : 8; }
 
 }  // namespace
 
 Error products(const Products& p, Stream stream) {
   const Choice c = choose(p);
-  if (c.tiles > 0) return c.tiles == 2 ? launch_product<2>(c, stream) : launch_product<1>(c, stream);
+  if (c.tiles > 0) return c.tiles == 4 ? launch_product<4>(c, stream) : c.tiles == 2 ? launch_product<2>(c, stream) : launch_product<1>(c, stream);
   uint32_t n_outputs = 0;
   for (uint32_t i = 0; i < p.n; ++i) n_outputs += p.item[i].n_out;
   const dim3 grid(std::min((n_outputs + kWarps - 1) / kWarps, 4u * static_cast<uint32_t>(multiprocessors())), (p.n_rows + 7) / 8);
@@ -477,31 +601,18 @@ Error products(const Products& p, Stream stream) {
   return launch(kernel, grid, dim3(kThreads), 0, stream, p, n_outputs);
 }
 
-duet_gpu::Ahead ahead_of(const Products& p, uint32_t n_followed, uint64_t skip, uint64_t bytes) {
-  const Choice c = choose(p);
-  duet_gpu::Ahead a;
-  if (c.tiles == 0) return a;
-  const Product& first = p.item[0];
-  for (uint32_t i = 0; i < n_followed; ++i) a.bytes += static_cast<uint64_t>(p.item[i].n_out) * p.item[i].n_in * 2;
-  a.base = static_cast<const char*>(first.w);
-  a.item_bytes = 16 * (kWarps >> c.plan.split[0]) * first.n_in * 2;
-  a.n_items = c.plan.first_item[p.n];
-  a.n_blocks = c.blocks;
-  a.skip = skip / c.blocks & ~15ull;
-  a.piece = static_cast<uint32_t>(std::min(bytes, a.bytes) / c.blocks) & ~15u;
-  return a;
-}
-
 uint64_t skipping_scratch_bytes(const SkippingProduct& p) {
+  if (few(p)) return 0;
   const uint64_t rows = slab_rows(p), n_slabs = (p.n_rows + rows - 1) / rows;
   return kTickets + n_slabs * cut(p.n_out, p.n_in, static_cast<uint32_t>(n_slabs)).slices * rows * p.n_out * sizeof(float);
 }
 
 Error skipping_product(const SkippingProduct& p, void* scratch, Stream stream) {
-  if (p.weights == DUET_F32) return launch_skipping<PlainGroup<float>>(p, scratch, stream);
-  if (p.weights == DUET_F16) return launch_skipping<PlainGroup<f16>>(p, scratch, stream);
-  if (slab_rows(p) == 8) return launch_skipping<BrainGroup<1>>(p, scratch, stream);
-  return launch_skipping<BrainGroup<2>>(p, scratch, stream);
+  if (p.weights == DUET_F32) return launch_skip_few<float, float, 2>(p, stream);
+  if (p.weights == DUET_F16) return launch_skip_few<f16, float, 2>(p, stream);
+  if (p.n_rows == 1) return launch_skip_few<bf16, bf16, 1>(p, stream);
+  if (few(p)) return p.n_rows <= 4 ? launch_skip_few<bf16, bf16, 4>(p, stream) : launch_skip_few<bf16, bf16, 8>(p, stream);
+  return slab_rows(p) == 8 ? launch_skip_more<1>(p, scratch, stream) : launch_skip_more<2>(p, scratch, stream);
 }
 
 }  // namespace duet_cuda

@@ -2,7 +2,7 @@
 // there is no cuBLAS. Sums are f32 and their order is fixed: the same bits every time.
 #pragma once
 #include "duet_types.h"
-#include "gpu/ahead.h"
+#include "gpu/port.h"
 
 namespace duet_cuda {
 
@@ -29,16 +29,11 @@ struct Products {
   uint32_t count_index;
   uint32_t n_rows;       // capacity
   duet_dtype weights;    // f32, bf16 or f16
-  duet_gpu::Ahead ahead;
 };
 Error products(const Products& p, Stream stream);
 
-// At most `bytes` that products() with these arguments will read first, or after the first `skip` bytes; only the first
-// `n_followed` products count, which are of one n_in and follow one another in memory. Nothing where it would not help.
-duet_gpu::Ahead ahead_of(const Products& p, uint32_t n_followed, uint64_t skip, uint64_t bytes);
-
 // x[row, c] += sum over f of u[row, f] w[f, c], without reading the rows of w whose u is zero in all rows (of a slab of at most
-// 16): what relu^2 leaves of the channel mix. u [rows, n_in] matrix input; w [n_in, n_out]; x f32 [rows, n_out].
+// 16): what relu^2 leaves of the channel mix. Some shapes need scratch memory to add up their parts. u [rows, n_in] matrix input; w [n_in, n_out]; x f32 [rows, n_out].
 struct SkippingProduct {
   const void *w, *u;
   float* x;
@@ -46,7 +41,6 @@ struct SkippingProduct {
   const int32_t* used;
   uint32_t count_index, n_rows;
   duet_dtype weights;
-  duet_gpu::Ahead ahead;
 };
 // Device memory for the parts of a sum; zero at first, and again after each product.
 uint64_t skipping_scratch_bytes(const SkippingProduct& p);

@@ -61,7 +61,7 @@ void wkv(const Pass& p, const duetp_stage& a) {
   duet_gpu::Wkv s = p.wkv_arguments(*a.layer);
   s.r = in(a, DUETP_WKV_IN_R), s.w_raw = in(a, DUETP_WKV_IN_W_RAW), s.k = in(a, DUETP_WKV_IN_K), s.v = in(a, DUETP_WKV_IN_V), s.kk = in(a, DUETP_WKV_IN_KK), s.a = in(a, DUETP_WKV_IN_A);
   s.y = out(a, DUETP_WKV_OUT_Y);
-  p.wkv(*a.layer, s);
+  p.wkv(s);
 }
 
 void norm_gate(const Pass& p, const duetp_stage& a) {

@@ -147,7 +147,6 @@ __global__ void __launch_bounds__(4 * N, 1536 / (4 * N)) recurrent_heads_kernel(
   __shared__ HeadVectors<N> x;
   __shared__ float2 part[3][N / 32];
   let_next_start();
-  if (blockIdx.y == 0) fetch_ahead(a.ahead, blockIdx.x, gridDim.x);
   const uint32_t h = blockIdx.x, s = blockIdx.y, C = a.n_head * N, i = threadIdx.x, channel = h * N + i;
   float w0 = 0, a0 = 0, v0 = 0, k_k = 0, k_a = 0, r_k = 0, ln_w = 0, ln_b = 0;
   if (i < N) {

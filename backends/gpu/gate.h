@@ -1,7 +1,7 @@
 // What stands between the products and the wkv recurrence, in f32. All pointers are device memory, [n_tokens, C] unless said
 // otherwise, C = n_head * head_size; head sizes are multiples of 8 up to 256. Equations: docs/mathematics.md.
 #pragma once
-#include "gpu/ahead.h"
+#include "gpu/port.h"
 
 namespace duet_gpu {
 
@@ -47,7 +47,6 @@ struct RecurrentHeads {
   uint64_t slot_stride;
   const int32_t *used, *starts, *slots;
   uint32_t n_seqs, n_head, head_size;
-  Ahead ahead;
 };
 bool recurrent_heads_takes(uint32_t head_size);  // 32, 64 and 128
 Error recurrent_heads(const RecurrentHeads& a, Stream stream);

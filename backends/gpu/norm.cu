@@ -126,16 +126,13 @@ __global__ void embed_kernel(Embed a) {
 }
 
 constexpr uint32_t kFewTokens = 256, kFewThreads = 128;
-constexpr uint32_t kFetchers = 64;  // blocks that read nothing but ahead
 
-// Few tokens. Block (slice, token): the norm of the whole row, and an output vector of the slice a thread; slices beyond the row
-// have nothing to do but to fetch ahead. What no earlier kernel writes is loaded before the wait.
+// Few tokens. Block (slice, token): the norm of the whole row, and an output vector of the slice a thread. What no earlier kernel
+// writes is loaded before the wait.
 template <class T, int kVectors, int kMixes>
 __global__ void __launch_bounds__(kFewThreads) shift_mix_few_kernel(ShiftMix a) {
   let_next_start();
   const uint32_t n = a.width / 4, i = blockIdx.x * kFewThreads + threadIdx.x;
-  fetch_ahead(a.ahead, blockIdx.x + gridDim.x * blockIdx.y, gridDim.x * gridDim.y);
-  if (blockIdx.x * kFewThreads >= n) return;
   float4 w{}, b{}, mix[kMixes]{};
   if (i < n) {
     w = read4(a.norm.weight, i), b = read4(a.norm.bias, i);
@@ -280,8 +277,7 @@ Error shift_mix(const ShiftMix& a, Stream stream) {
       constexpr int k = decltype(vectors)::value;
       const auto kernel = a.n_mixes == 1 ? (a.bf16 ? shift_mix_few_kernel<bf16, k, 1> : shift_mix_few_kernel<float, k, 1>)
                                          : (a.bf16 ? shift_mix_few_kernel<bf16, k, 6> : shift_mix_few_kernel<float, k, 6>);
-      const uint32_t slices = (n + kFewThreads - 1) / kFewThreads, fetchers = a.ahead.piece == 0 ? 0 : kFetchers / n_tokens;
-      return launch(kernel, dim3(slices + fetchers, n_tokens), dim3(kFewThreads), 0, stream, a);
+      return launch(kernel, dim3((n + kFewThreads - 1) / kFewThreads, n_tokens), dim3(kFewThreads), 0, stream, a);
     };
     error = n <= 2 * kFewThreads ? launch_few(std::integral_constant<int, 2>()) : n <= 8 * kFewThreads ? launch_few(std::integral_constant<int, 8>()) : launch_few(std::integral_constant<int, 16>());
   } else {

@@ -3,7 +3,7 @@
 // with bf16 weights and f32 otherwise. All pointers are device memory.
 #pragma once
 #include "duet_types.h"
-#include "gpu/ahead.h"
+#include "gpu/port.h"
 
 namespace duet_gpu {
 
@@ -52,7 +52,6 @@ struct ShiftMix {
   Packed packed;
   uint32_t width;
   bool single;          // no sequence has more than one token
-  Ahead ahead;
 };
 Error shift_mix(const ShiftMix& a, Stream stream);
 

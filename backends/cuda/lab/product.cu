@@ -5,8 +5,10 @@
 
 #include <cmath>
 #include <memory>
+#include <utility>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <vector>
 
 using namespace duet_cuda;
@@ -175,10 +177,115 @@ void check_skipping(uint32_t rows, uint32_t used, uint32_t n_in, uint32_t n_out,
   cudaFree(p.x), cudaFree(scratch), cudaFree(const_cast<int32_t*>(p.used));
 }
 
+// ---- times: graphs of dependent launches over rotating weights, more than the L2 cache holds ----
+
+float milliseconds(const std::function<void(cudaStream_t)>& enqueue) {
+  cudaStream_t s;
+  cudaGraph_t graph;
+  cudaGraphExec_t run;
+  cudaEvent_t a, b;
+  cudaStreamCreate(&s), cudaEventCreate(&a), cudaEventCreate(&b);
+  cudaStreamBeginCapture(s, cudaStreamCaptureModeRelaxed);
+  enqueue(s);
+  cudaStreamEndCapture(s, &graph);
+  cudaGraphInstantiate(&run, graph, 0);
+  float best = 1e9f;
+  for (int i = 0; i < 6; ++i) {
+    float ms = 0;
+    cudaEventRecord(a, s);
+    cudaGraphLaunch(run, s);
+    cudaEventRecord(b, s);
+    if (cudaStreamSynchronize(s) != cudaSuccess) std::printf("FAILED: %s\n", cudaGetErrorString(cudaGetLastError())), std::exit(1);
+    cudaEventElapsedTime(&ms, a, b);
+    best = std::min(best, ms);
+  }
+  cudaGraphExecDestroy(run), cudaGraphDestroy(graph), cudaStreamDestroy(s), cudaEventDestroy(a), cudaEventDestroy(b);
+  return best;
+}
+
+__global__ void read_kernel(const uint4* p, uint64_t n, uint32_t* out) {
+  uint32_t x = 0;
+  const uint64_t step = uint64_t{gridDim.x} * blockDim.x;
+  for (uint64_t i = uint64_t{blockIdx.x} * blockDim.x + threadIdx.x; i + 7 * step < n; i += 8 * step) {
+    uint4 v[8];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) v[j] = __ldcs(p + i + j * step);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) x ^= v[j].x ^ v[j].y ^ v[j].z ^ v[j].w;
+  }
+  if (x == 0x12345678) *out = x;
+}
+
+void time_products() {
+  constexpr uint64_t kPool = 6ull << 30;
+  constexpr int kLaunches = 64;
+  char *pool = nullptr, *x = nullptr, *y = nullptr, *scratch = nullptr;
+  cudaMalloc(&pool, kPool), cudaMalloc(&x, 128 << 20), cudaMalloc(&y, 128 << 20), cudaMalloc(&scratch, 256 << 20);
+  cudaMemset(scratch, 0, 256 << 20);
+  {  // random weights: tensor cores are slower on them than on zeros
+    std::vector<uint16_t> block(32 << 20);
+    for (auto& h : block) h = static_cast<uint16_t>(0x3c00 + (static_cast<uint32_t>(uniform() * 4096) & 0x83ff));
+    for (uint64_t at = 0; at < kPool; at += block.size() * 2) cudaMemcpy(pool + at, block.data(), block.size() * 2, cudaMemcpyHostToDevice);
+    for (uint64_t at = 0; at < (128 << 20); at += block.size() * 2) cudaMemcpy(x + at, block.data(), block.size() * 2, cudaMemcpyHostToDevice);
+  }
+  const double rate = kPool / 1e9 / (milliseconds([&](cudaStream_t s) { read_kernel<<<132 * 8, 512, 0, s>>>(reinterpret_cast<const uint4*>(pool), kPool / 16, nullptr); }) * 1e-3);
+  std::printf("streaming read %.0f GB/s\n", rate);
+  struct Shape {
+    const char* name;
+    std::vector<std::pair<uint32_t, uint32_t>> matrices;  // out, in
+  };
+  const Shape shapes[] = {{"7.2b r,k,v and low-rank", {{4096, 4096}, {4096, 4096}, {4096, 4096}, {128, 4096}, {128, 4096}, {96, 4096}, {480, 4096}}},
+                          {"7.2b low-rank out", {{4096, 128}, {4096, 128}, {4096, 96}, {4096, 480}}},
+                          {"7.2b output", {{4096, 4096}}}, {"7.2b key", {{16384, 4096}}}, {"7.2b head", {{65536, 4096}}},
+                          {"0.1b r,k,v and low-rank", {{768, 768}, {768, 768}, {768, 768}, {64, 768}, {64, 768}, {32, 768}, {128, 768}}},
+                          {"0.1b output", {{768, 768}}}, {"0.1b key", {{3072, 768}}}};
+  for (const uint32_t rows : {1u, 8u, 16u, 32u, 64u}) {
+    int32_t* used = used_counts(rows);
+    for (const Shape& shape : shapes) {
+      uint64_t bytes = 0, at = 0;
+      for (const auto& [out, in] : shape.matrices) bytes += 2ull * out * in;
+      const float ms = milliseconds([&](cudaStream_t s) {
+        for (int i = 0; i < kLaunches; ++i) {
+          Products p{};
+          p.used = used, p.n_rows = rows, p.weights = DUET_BF16;
+          if (at + bytes > kPool) at = 0;
+          uint64_t to = 0;
+          for (const auto& [out, in] : shape.matrices) {
+            p.item[p.n++] = {pool + at, x, y + to, out, in, Finish::store};
+            at += 2ull * out * in, to += 4ull * out * rows;
+          }
+          if (const Error e = products(p, s); e != cudaSuccess) std::printf("FAILED: %s\n", cudaGetErrorString(e)), std::exit(1);
+        }
+      });
+      std::printf("%-24s rows %2u %8.2f us %5.1f %%\n", shape.name, rows, ms * 1e3 / kLaunches, 100 * bytes * kLaunches / (ms * 1e-3) / 1e9 / rate);
+    }
+    for (const uint32_t C : {4096u, 768u})
+      for (const double zeros : {0.0, 0.5, 0.9}) {
+        const uint32_t F = 4 * C;
+        Tensor u(DUET_BF16, size_t{rows} * F, zeros);
+        uint64_t at = 0;
+        const uint64_t bytes = 2ull * F * C;
+        const float ms = milliseconds([&](cudaStream_t s) {
+          for (int i = 0; i < kLaunches; ++i) {
+            if (at + bytes > kPool) at = 0;
+            const SkippingProduct p{pool + at, u.device, reinterpret_cast<float*>(y), F, C, used, 0, rows, DUET_BF16};
+            at += bytes;
+            if (const Error e = skipping_product(p, scratch, s); e != cudaSuccess) std::printf("FAILED: %s\n", cudaGetErrorString(e)), std::exit(1);
+          }
+        });
+        const double read = bytes * (1 - std::pow(zeros, rows));
+        std::printf("%s value      %.1f zero rows %2u %8.2f us %5.1f %%\n", C == 768 ? "0.1b" : "7.2b", zeros, rows, ms * 1e3 / kLaunches, 100 * read * kLaunches / (ms * 1e-3) / 1e9 / rate);
+      }
+    cudaFree(used);
+  }
+}
+
 }  // namespace
 
-int main() {
+// ./product [check|time]
+int main(int argc, char** argv) {
   setvbuf(stdout, nullptr, _IOLBF, 0);
+  if (argc > 1 && std::strcmp(argv[1], "time") == 0) return time_products(), 0;
   for (const duet_dtype t : {DUET_BF16, DUET_F16, DUET_F32})
     for (const uint32_t rows : {1u, 2u, 7u, 8u, 9u, 16u, 17u, 33u})
       for (const uint32_t n_in : {8u, 40u, 64u, 96u, 100u, 768u, 1000u})
