@@ -29,6 +29,18 @@ int open_regular(const std::string& path, struct stat& s) {
   return fd;
 }
 
+// Fills `to` from byte `at` of a file that had `size` bytes when it was opened.
+void read_at(int fd, const std::string& path, uint64_t at, std::span<char> to, uint64_t size) {
+  while (!to.empty()) {
+    const ssize_t n = ::pread(fd, to.data(), to.size(), static_cast<off_t>(at));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail(DUET_E_IO, "{}: reading at byte {}: {}", path, at, os_reason(errno));
+    if (n == 0) fail(DUET_E_FORMAT, "{}: changed while it was read (had {} bytes, ends at {})", path, size, at);
+    to = to.subspan(static_cast<size_t>(n));
+    at += static_cast<uint64_t>(n);
+  }
+}
+
 }  // namespace
 
 MappedFile::MappedFile(const std::string& path) : path_(path) {
@@ -62,6 +74,12 @@ MappedFile::~MappedFile() {
   if (fd_ >= 0) ::close(fd_);
 }
 
+void MappedFile::check_readable() const {
+  std::string piece(std::min(bytes_.size(), size_t{1} << 20), '\0');
+  for (size_t at = 0; at < bytes_.size(); at += piece.size())
+    read_at(fd_, path_, at, std::span(piece).first(std::min(piece.size(), bytes_.size() - at)), bytes_.size());
+}
+
 void MappedFile::check_unchanged() const {
   struct stat s {};
   if (fd_ < 0 || ::fstat(fd_, &s) != 0) return;
@@ -76,14 +94,7 @@ std::string read_file(const std::string& path, uint64_t limit) {
   try {
     if (static_cast<uint64_t>(s.st_size) > limit) fail(DUET_E_LIMIT, "{}: {} bytes, more than the {} allowed", path, s.st_size, limit);
     out.resize(static_cast<size_t>(s.st_size));
-    size_t at = 0;
-    while (at < out.size()) {
-      const ssize_t n = ::read(fd, out.data() + at, out.size() - at);
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0) fail(DUET_E_IO, "{}: reading at byte {}: {}", path, at, os_reason(errno));
-      if (n == 0) fail(DUET_E_FORMAT, "{}: changed while it was read (had {} bytes, ends at {})", path, out.size(), at);
-      at += static_cast<size_t>(n);
-    }
+    read_at(fd, path, 0, out, out.size());
   } catch (...) {
     ::close(fd);
     throw;

@@ -14,6 +14,8 @@ struct Setting {
   std::string in;                  // standard input
   Words variables;                 // NAME=VALUE on top of this process's; NAME alone unsets it
   std::string out_path, folder;    // "" = kept in Result::out; "" = the test's own folder
+  std::string error_path;          // "" = kept in Result::error
+  uint64_t file_limit = 0;         // bytes that a file may grow to, as on a disk that is full; 0 = any
   std::vector<int> closed;         // descriptors that the program starts without
 };
 struct Result {
@@ -21,6 +23,7 @@ struct Result {
   bool died = false;
   std::string out, error;
   double seconds = 0;
+  uint64_t peak_memory = 0;  // bytes; not less than this process's own when it began
 };
 Result run(const Words& arguments, const Setting& setting = {});
 Result good(const Words& arguments, const Setting& setting = {});  // requires code 0
