@@ -1,4 +1,9 @@
 // What a callback may do, and what happens when it does more.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csetjmp>
+
 #include "capi/world.h"
 
 using namespace api;
@@ -58,4 +63,52 @@ TEST_CASE("a callback that throws is stopped at the border") {
   o.n_stops = 0;
   refused(duet_generate(w.x.get(), w.s.get(), 0, w.p.get(), prompt, 1, &o, nullptr), DUET_E_INTERNAL, "callback");
   (void)forward(w.x, w.s, {1});  // and the objects work on
+}
+
+TEST_CASE("a log callback that throws changes nothing") {
+  int calls = 0;
+  auto o = DUET_INIT(duet_library_options);
+  o.log_level = DUET_LOG_DEBUG;
+  o.log = [](void* user, int32_t, const char*) {
+    ++*static_cast<int*>(user);
+    throw 42;
+  };
+  o.log_user = &calls;
+  o.plugin_path = "/nonexistent/plugin.so";
+  duet_library* l = nullptr;
+  check(duet_library_create(&o, &l));
+  const Library lib(l);
+  const auto m = load(lib, golden::path("tiny.pth"), "reference");
+  CHECK(calls > 0);
+  CHECK(forward(session(m, DUET_MODE_AUTO), state(m), {1, 2}).size() == 2 * info(m).n_vocab);
+}
+
+// Nobody can stop a longjmp. What it leaves behind is known all the same. In a child, since what the call held is lost.
+TEST_CASE("objects that a longjmp left behind stay busy, and the others work on") {
+  const pid_t child = ::fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    ::alarm(20);  // a hang is a failure
+    World w;
+    static std::jmp_buf out;
+    auto o = DUET_INIT(duet_generate_options);
+    o.on_token = [](void*, int32_t) -> duet_status { std::longjmp(out, 1); };
+    const int32_t prompt = 0;
+    if (setjmp(out) == 0) {
+      (void)duet_generate(w.x.get(), w.s.get(), 0, w.p.get(), &prompt, 1, &o, nullptr);
+      ::_exit(2);
+    }
+    auto b = DUET_INIT(duet_batch);
+    const auto x = session(w.m, DUET_MODE_AUTO);
+    const auto s = state(w.m);
+    const bool busy = duet_forward(w.x.get(), s.get(), &b) == DUET_E_BUSY && duet_forward(x.get(), w.s.get(), &b) == DUET_E_BUSY &&
+                      duet_sampler_reset(w.p.get()) == DUET_E_BUSY;
+    const bool others = forward(x, s, {1, 2, 3}).size() == 3 * info(w.m).n_vocab;
+    w.p.reset(), w.x.reset(), w.s.reset();  // frees still work
+    ::_exit(busy && others ? 0 : 1);
+  }
+  int status = 1;
+  ::waitpid(child, &status, 0);
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 0);
 }
