@@ -14,9 +14,9 @@ struct Setting {
   std::string in;                  // standard input
   Words variables;                 // NAME=VALUE on top of this process's; NAME alone unsets it
   std::string out_path, folder;    // "" = kept in Result::out; "" = the test's own folder
-  std::string error_path;          // "" = kept in Result::error
-  uint64_t file_limit = 0;         // bytes that a file may grow to, as on a disk that is full; 0 = any
   std::vector<int> closed;         // descriptors that the program starts without
+  std::string error_path = "";     // "" = kept in Result::error
+  uint64_t file_limit = 0;         // bytes that a file may grow to, as on a disk that is full; 0 = any
 };
 struct Result {
   int code = -1;  // exit code; 128 + n if signal n ended it, and `died` is true
