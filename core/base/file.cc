@@ -5,7 +5,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstdlib>
+#include <memory>
 #include <random>
 #include <utility>
 
@@ -108,10 +111,9 @@ AtomicFile::AtomicFile(std::string path, bool overwrite) : path_(std::move(path)
   const bool exists = ::lstat(path_.c_str(), &s) == 0;
   if (exists && !overwrite_) fail(DUET_E_EXISTS, "{}: exists; choose another name or ask to overwrite it", path_);
   if (exists && S_ISLNK(s.st_mode)) {  // replace what the link points to, not the link
-    char* real = ::realpath(path_.c_str(), nullptr);
-    if (real == nullptr) fail(DUET_E_IO, "{}: {}", path_, os_reason(errno));
-    path_ = real;
-    ::free(real);
+    std::string real = real_path(path_);
+    if (real.empty()) fail(DUET_E_IO, "{}: {}", path_, os_reason(errno));
+    path_ = std::move(real);
     if (::stat(path_.c_str(), &s) != 0) fail(DUET_E_IO, "{}: {}", path_, os_reason(errno));
   }
   if (exists && !S_ISREG(s.st_mode)) fail(DUET_E_IO, "{}: is not a regular file, so it is not replaced", path_);
@@ -172,6 +174,11 @@ void AtomicFile::commit() {
 std::string folder_of(const std::string& path) {
   const size_t slash = path.rfind('/');
   return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+}
+
+std::string real_path(const std::string& path) {
+  const std::unique_ptr<char, decltype(&::free)> real(::realpath(path.c_str(), nullptr), ::free);
+  return real ? std::string(real.get()) : std::string();
 }
 
 bool is_regular_file(const std::string& path) {

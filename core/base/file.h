@@ -54,6 +54,8 @@ class AtomicFile {
 
 // "dir/name" -> "dir"; "name" -> "."
 std::string folder_of(const std::string& path);
+// Without links, `.` and `..`; "" and errno if there is no such file.
+std::string real_path(const std::string& path);
 bool is_regular_file(const std::string& path);
 bool is_folder(const std::string& path);
 
