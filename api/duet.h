@@ -35,7 +35,7 @@ extern "C" {
 #define DUET_INIT(T) ((T){.size = (uint32_t)sizeof(T)})
 #endif
 
-#define DUET_API_VERSION 0x00010000u /* the header you compiled against: major << 16 | minor */
+#define DUET_API_VERSION 0x00010001u /* the header you compiled against: major << 16 | minor */
 DUET_API uint32_t duet_api_version(void);             /* the library you run against */
 DUET_API const char* duet_version_string(void);       /* "0.1.0 (gcc 12.2.0, x86_64)", for bug reports; never NULL */
 DUET_API const char* duet_status_name(duet_status s); /* "DUET_E_ABI"; "DUET_E_UNKNOWN" for others; never NULL */
@@ -77,7 +77,7 @@ DUET_API duet_status duet_device_get(duet_library* library, uint32_t index, duet
 typedef duet_status (*duet_progress_fn)(void* user, uint64_t done, uint64_t total); /* non-zero stops with that code */
 enum {
   DUET_FILE_STRICT = 1, /* warnings (unknown tensors, non-finite weights) are errors */
-  DUET_FILE_VERIFY = 2  /* read every byte: checksums of .pth entries, finite weights */
+  DUET_FILE_VERIFY = 2  /* read every byte: a disk that cannot, checksums of .pth entries, finite weights */
 };
 /* What the file holds, as JSON: format, shape, dtypes, parameters, state size, metadata, tensors. */
 DUET_API duet_status duet_file_info(duet_library* library, const char* path, uint32_t flags, char* dst, size_t cap, size_t* out_size);
@@ -98,6 +98,8 @@ typedef struct duet_init_options {
   duet_dtype weights;                /* 0 = f32 */
   uint32_t overwrite, reserved;
   uint64_t seed;
+  duet_progress_fn progress; /* bytes; since 1.1 */
+  void* progress_user;
 } duet_init_options;
 /* Writes a fresh model with the official initialisation and the current trainer's ranks (docs/mathematics.md). */
 DUET_API duet_status duet_file_init(duet_library* library, const char* out, const duet_init_options* options);

@@ -7,8 +7,8 @@
  *  3. The major version must match; the minor may differ either way. The HOST negotiates; plugins never compare versions.
  *  4. No exception, no longjmp, no transfer of ownership across the boundary: who allocates frees. Arguments live for
  *     the call only.
- *  5. Stages only enqueue on the given queue and never touch host memory that the call does not name. Inside a recording
- *     (record_begin .. record_end) they must not allocate device memory, synchronise or read back.
+ *  5. Stages only enqueue on the given queue and never touch host memory that the call does not name. What they enqueue in
+ *     a recording (record_begin .. record_end) must not allocate device memory, synchronise or read back when it is run.
  *  6. Implement ONE rung of the ladder: rung 1 (all nine stages), rung 2 (layers + embed + head), or rung 3 (step).
  *  7. A device with DUETP_CAP_HOST_VISIBLE may leave ALL memory slots (buffer_*, layer_*, queue_*, state_*) NULL. It then
  *     works on the host's own structs (sdk: duet_host_memory.h), runs each stage before returning, and may leave any
@@ -75,7 +75,8 @@ typedef struct duetp_shape {
 typedef struct duetp_frame {
   uint32_t size;
   uint32_t n_tokens, n_seqs, n_rows, max_len; /* capacities, fixed while recorded; grids come from these */
-  duetp_ref used;   /* i32[3]: tokens, sequences, rows of this run, each <= its capacity; stages do nothing beyond */
+  duetp_ref used;   /* i32[3]: tokens, sequences, rows of this run, each <= its capacity. Nothing that is used depends on what
+                       lies beyond, no state does; what rows of an out ref beyond hold afterwards is not specified */
   duetp_ref tokens; /* i32[n_tokens], each in [0,V) */
   duetp_ref starts; /* i32[n_seqs+1], ascending, starts[0] = 0; sequences are packed, of any length, empty ones allowed */
   duetp_ref slots;  /* i32[n_seqs], distinct; -1 = start from zero and drop the final state */

@@ -52,8 +52,7 @@ Score score(duet_session* session, duet_state* state, duet_tokenizer* tokenizer,
   const double begin = seconds_now();
   for (const std::string_view document : documents) {
     // a token has at most 4096 bytes, so a longer piece than this cannot matter
-    std::vector<int32_t> tokens = encode(tokenizer, document.substr(0, size_t{max_tokens} * 4096));
-    tokens.insert(tokens.begin(), 0);
+    std::vector<int32_t> tokens = encode(tokenizer, document.substr(0, size_t{max_tokens} * 4096), {0});
     tokens.resize(std::min<size_t>(tokens.size(), max_tokens));
     std::vector<double> nll(tokens.size() - 1);
     check(duet_state_reset(state, 0));

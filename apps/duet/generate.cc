@@ -148,11 +148,9 @@ void run_generate(const Arguments& arguments) {
   session_options.mode = w.mode;
   const Session session = make<Session>(duet_session_create, model.get(), &session_options);
   const State state = make<State>(duet_state_create, model.get(), 1u, nullptr);
-  std::vector<int32_t> prompt = encode(tokenizer.get(), w.prompt);
-  if (w.state_in.empty())
-    prompt.insert(prompt.begin(), 0);
-  else
-    check(duet_state_load_file(state.get(), 0, w.state_in.c_str()));
+  const bool fresh = w.state_in.empty();
+  if (!fresh) check(duet_state_load_file(state.get(), 0, w.state_in.c_str()));
+  const std::vector<int32_t> prompt = encode(tokenizer.get(), w.prompt, fresh ? std::vector<int32_t>{0} : std::vector<int32_t>{});
   const Sampler sampler = make_sampler(w, tokenizer.get());
 
   Stream stream;

@@ -81,12 +81,13 @@ Tokenizer open_tokenizer(duet_library* library, const std::string& vocab, duet_m
   return tokenizer;
 }
 
-std::vector<int32_t> encode(duet_tokenizer* tokenizer, std::string_view text) {
-  std::vector<int32_t> out(text.size());  // a token has at least one byte
+std::vector<int32_t> encode(duet_tokenizer* tokenizer, std::string_view text, std::vector<int32_t> before) {
+  const size_t begin = before.size();
+  before.resize(begin + text.size());  // a token has at least one byte
   size_t n = 0;
-  check(duet_tokenizer_encode(tokenizer, text.data(), text.size(), out.data(), out.size(), &n));
-  out.resize(n);
-  return out;
+  check(duet_tokenizer_encode(tokenizer, text.data(), text.size(), before.data() + begin, text.size(), &n));
+  before.resize(begin + n);
+  return before;
 }
 
 duet_model_info info_of(duet_model* model) {

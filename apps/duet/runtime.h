@@ -37,7 +37,7 @@ struct ModelOptions {
 };
 
 Tokenizer open_tokenizer(duet_library* library, const std::string& vocab, duet_model* model);  // the model's own without `vocab`
-std::vector<int32_t> encode(duet_tokenizer* tokenizer, std::string_view text);
+std::vector<int32_t> encode(duet_tokenizer* tokenizer, std::string_view text, std::vector<int32_t> before = {});  // `before`, then the text's tokens
 duet_model_info info_of(duet_model* model);
 const char* dtype_name(duet_dtype dtype);
 std::string bytes_text(uint64_t bytes);  // "14.2 MiB"

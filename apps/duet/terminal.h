@@ -20,8 +20,9 @@ struct Interrupted : std::exception {};  // 130: SIGINT, SIGTERM, SIGHUP, or nob
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 
-// Opens what is missing of descriptors 0 to 2, so that no file of ours is taken for one of them; ignores SIGPIPE; makes
-// SIGINT, SIGTERM and SIGHUP set the flag. A second signal, or 0.8 s without an answer to the first, ends the process.
+// Opens what is missing of descriptors 0 to 2, so that no file of ours is taken for one of them; ignores SIGPIPE and
+// SIGXFSZ; makes SIGINT, SIGTERM and SIGHUP set the flag. A second signal, or 0.8 s without an answer to the first, ends the
+// process.
 void prepare_process();
 const volatile int32_t* interrupt_flag();
 void check_interrupted();  // throws Interrupted

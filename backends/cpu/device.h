@@ -2,6 +2,7 @@
 #pragma once
 #include <dnnl.hpp>
 #include <new>
+#include <utility>
 
 #include "duet_plugin.h"
 #include "gemm.h"
@@ -53,18 +54,32 @@ void fill_queue_slots(duetp_device& table);  // queue.cc
 void* memory(const Device& d, uint64_t bytes);
 void* zeroed(const Device& d, uint64_t bytes);
 
-// Runs f, which may throw what the C++ library and oneDNN throw, at the border.
+// What the C++ library and oneDNN throw, as a status; inside a catch block only.
+inline duet_status thrown_status() {
+  try {
+    throw;
+  } catch (const std::bad_alloc&) {
+    return DUET_E_MEMORY;
+  } catch (const dnnl::error& e) {
+    return e.status == dnnl_out_of_memory ? DUET_E_MEMORY : DUET_E_DEVICE;
+  } catch (...) {
+    return DUET_E_INTERNAL;
+  }
+}
+
+// Runs f, which may throw, at the border.
 template <class F>
-duet_status guarded(const Device& d, F&& f) {
+duet_status guarded(const duetp_host& host, F&& f) {
   try {
     return f();
-  } catch (const std::bad_alloc&) {
-    return d.fail(DUET_E_MEMORY, "the CPU backend is out of memory");
-  } catch (const dnnl::error& e) {
-    return d.fail(e.status == dnnl_out_of_memory ? DUET_E_MEMORY : DUET_E_DEVICE, e.message);
   } catch (const std::exception& e) {
-    return d.fail(DUET_E_INTERNAL, e.what());
+    const duet_status status = thrown_status();
+    return host.fail(host.self, status, status == DUET_E_MEMORY ? "the CPU backend is out of memory" : e.what());
   }
+}
+template <class F>
+duet_status guarded(const Device& d, F&& f) {
+  return guarded(d.host, std::forward<F>(f));
 }
 
 }  // namespace duet_cpu

@@ -18,7 +18,7 @@ const char* refuses(void*, const duetp_shape*, duet_dtype weights, uint32_t rung
 }
 
 duet_status open_plugin(const duetp_host* host, void** self) {
-  try {
+  return guarded(*host, [&]() -> duet_status {
     const char* isa = host->option(host->self, "isa");  // before Device: oneDNN's first product fixes its choice
     if (isa && !limit_instruction_set(isa)) return host->fail(host->self, DUET_E_INVALID, "the option isa (DUET_CPU_ISA) is avx3, avx2, sse4 or baseline");
     auto d = std::make_unique<Device>();
@@ -31,9 +31,7 @@ duet_status open_plugin(const duetp_host* host, void** self) {
     fill_queue_slots(d->table);
     *self = d.release();
     return DUET_OK;
-  } catch (const std::exception& e) {
-    return host->fail(host->self, DUET_E_DEVICE, e.what());
-  }
+  });
 }
 
 void close_plugin(void* self) { delete static_cast<Device*>(self); }

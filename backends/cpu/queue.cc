@@ -131,7 +131,7 @@ void duetp_queue::work(const Program& p, uint32_t i, uint32_t n) {
   for (size_t k = 0; k < p.phases_.size(); ++k) {
     const Program::Phase& phase = p.phases_[k];
     if (phase.barrier) device.host.barrier(device.host.self);
-    if (failed_.load(std::memory_order_relaxed)) continue;  // but meet the others at the barriers
+    if (failure_.load(std::memory_order_relaxed) != DUET_OK) continue;  // but meet the others at the barriers
     w.next = &next_[k];
     try {
       if (phase.run) {
@@ -142,14 +142,14 @@ void duetp_queue::work(const Program& p, uint32_t i, uint32_t n) {
       while (k + 1 < p.phases_.size() && !p.phases_[k + 1].barrier && p.same_heads(phase, p.phases_[k + 1])) ++k;
       p.run_heads(from, k + 1, w);
     } catch (...) {  // oneDNN's
-      failed_.store(true, std::memory_order_relaxed);
+      failure_.store(thrown_status(), std::memory_order_relaxed);
     }
   }
 }
 
 duet_status duetp_queue::run(Program& p) {
   if (p.empty()) return DUET_OK;
-  const duet_status status = guarded(device, [&] {
+  const duet_status status = guarded(device, [&]() -> duet_status {
     if (!reserve(p)) return device.fail(DUET_E_MEMORY, "out of memory: the scratch of the CPU backend; use smaller batches or shorter prompts at a time");
     if (n_next_ < p.phases_.size()) {
       n_next_ = p.phases_.capacity();
@@ -161,8 +161,8 @@ duet_status duetp_queue::run(Program& p) {
       const Program* p;
     } run{this, &p};
     device.host.team(device.host.self, [](void* ctx, uint32_t i, uint32_t n) { static_cast<Run*>(ctx)->q->work(*static_cast<Run*>(ctx)->p, i, n); }, &run);
-    if (failed_.exchange(false)) return device.fail(DUET_E_DEVICE, "a matrix product failed in oneDNN");
-    return static_cast<duet_status>(DUET_OK);
+    const duet_status failure = failure_.exchange(DUET_OK);
+    return failure == DUET_OK ? failure : device.fail(failure, failure == DUET_E_MEMORY ? "out of memory in a matrix product" : "a matrix product failed in oneDNN");
   });
   if (status_ == DUET_OK) status_ = status;
   return status;

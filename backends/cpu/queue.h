@@ -127,6 +127,6 @@ struct duetp_queue {
   size_t n_next_ = 0;
   void* scratch_ = nullptr;
   duet_cpu::Needs have_;
-  std::atomic<bool> failed_{false};
+  std::atomic<duet_status> failure_{DUET_OK};  // of a phase, while a program runs
   duet_status status_ = DUET_OK;
 };

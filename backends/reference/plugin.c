@@ -3,7 +3,7 @@
 
 #include "reference.h"
 
-static duet_status open_plugin(const duetp_host* host, void** self) {
+duet_status duet_reference_open(const duetp_host* host, void** self) {
   struct reference* r = host->alloc(host->self, sizeof *r, 64);
   if (!r) return host->fail(host->self, DUET_E_MEMORY, "out of memory: the reference backend");
   memset(r, 0, sizeof *r);
@@ -15,17 +15,17 @@ static duet_status open_plugin(const duetp_host* host, void** self) {
   return DUET_OK;
 }
 
-static void close_plugin(void* self) {
+void duet_reference_close(void* self) {
   struct reference* r = self;
   r->host.free(r->host.self, r);
 }
 
-static uint32_t device_count(void* self) {
+uint32_t duet_reference_device_count(void* self) {
   (void)self;
   return 1;
 }
 
-static duet_status device_info(void* self, uint32_t index, duetp_device_info* io) {
+duet_status duet_reference_device_info(void* self, uint32_t index, duetp_device_info* io) {
   duetp_device_info d;
   const uint32_t size = io->size;
   (void)self, (void)index;
@@ -39,7 +39,7 @@ static duet_status device_info(void* self, uint32_t index, duetp_device_info* io
   return DUET_OK;
 }
 
-static duet_status device_open(void* self, uint32_t index, const duetp_device** out) {
+duet_status duet_reference_device_open(void* self, uint32_t index, const duetp_device** out) {
   (void)index;
   *out = &((struct reference*)self)->device;
   return DUET_OK;
@@ -53,9 +53,9 @@ const duetp_plugin duet_reference_plugin = {
     .vendor = "Duet",
     .build = "C99",
     .sanitizer = DUETP_SANITIZER,
-    .open = open_plugin,
-    .close = close_plugin,
-    .device_count = device_count,
-    .device_info = device_info,
-    .device_open = device_open,
+    .open = duet_reference_open,
+    .close = duet_reference_close,
+    .device_count = duet_reference_device_count,
+    .device_info = duet_reference_device_info,
+    .device_open = duet_reference_device_open,
 };

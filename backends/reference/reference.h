@@ -7,8 +7,16 @@ extern const duetp_plugin duet_reference_plugin; /* built in: no exported symbol
 extern const duetp_ops duet_reference_ops;       /* stages.c */
 extern const duetp_device duet_reference_memory; /* memory.c: every memory slot; self = struct reference* */
 
+/* The `self` of plugin and device. A plugin made of this one may replace device.ops between open and device_open. */
 struct reference {
   duetp_host host;
   duetp_device device;
 };
+
+/* What a plugin made of this one puts into its own table (plugin.c). */
+duet_status duet_reference_open(const duetp_host* host, void** self);
+void duet_reference_close(void* self);
+uint32_t duet_reference_device_count(void* self);
+duet_status duet_reference_device_info(void* self, uint32_t index, duetp_device_info* io);
+duet_status duet_reference_device_open(void* self, uint32_t index, const duetp_device** out);
 #endif

@@ -20,11 +20,9 @@ std::string own_file() {
   const bool found = ::dladdr1(here, &info, &map, RTLD_DL_LINKMAP) != 0 && map != nullptr;
   const char* name = found ? static_cast<const link_map*>(map)->l_name : "";
   if (*name == '\0') name = "/proc/self/exe";
-  char* real = ::realpath(name, nullptr);
-  if (real == nullptr) fail(DUET_E_IO, "{}: cannot find the folder of Duet's library: {}", name, os_reason(errno));
-  const std::string path = real;
-  ::free(real);
-  return path;
+  std::string real = real_path(name);
+  if (real.empty()) fail(DUET_E_IO, "{}: cannot find the folder of Duet's library: {}", name, os_reason(errno));
+  return real;
 }
 
 }  // namespace

@@ -5,7 +5,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstdlib>
+#include <memory>
 #include <random>
 #include <utility>
 
@@ -27,6 +30,18 @@ int open_regular(const std::string& path, struct stat& s) {
     fail(DUET_E_IO, "{}: not a regular file", printable(path, 300));
   }
   return fd;
+}
+
+// Fills `to` from byte `at` of a file that had `size` bytes when it was opened.
+void read_at(int fd, const std::string& path, uint64_t at, std::span<char> to, uint64_t size) {
+  while (!to.empty()) {
+    const ssize_t n = ::pread(fd, to.data(), to.size(), static_cast<off_t>(at));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail(DUET_E_IO, "{}: reading at byte {}: {}", path, at, os_reason(errno));
+    if (n == 0) fail(DUET_E_FORMAT, "{}: changed while it was read (had {} bytes, ends at {})", path, size, at);
+    to = to.subspan(static_cast<size_t>(n));
+    at += static_cast<uint64_t>(n);
+  }
 }
 
 }  // namespace
@@ -62,6 +77,12 @@ MappedFile::~MappedFile() {
   if (fd_ >= 0) ::close(fd_);
 }
 
+void MappedFile::check_readable() const {
+  std::string piece(std::min(bytes_.size(), size_t{1} << 20), '\0');
+  for (size_t at = 0; at < bytes_.size(); at += piece.size())
+    read_at(fd_, path_, at, std::span(piece).first(std::min(piece.size(), bytes_.size() - at)), bytes_.size());
+}
+
 void MappedFile::check_unchanged() const {
   struct stat s {};
   if (fd_ < 0 || ::fstat(fd_, &s) != 0) return;
@@ -76,14 +97,7 @@ std::string read_file(const std::string& path, uint64_t limit) {
   try {
     if (static_cast<uint64_t>(s.st_size) > limit) fail(DUET_E_LIMIT, "{}: {} bytes, more than the {} allowed", path, s.st_size, limit);
     out.resize(static_cast<size_t>(s.st_size));
-    size_t at = 0;
-    while (at < out.size()) {
-      const ssize_t n = ::read(fd, out.data() + at, out.size() - at);
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0) fail(DUET_E_IO, "{}: reading at byte {}: {}", path, at, os_reason(errno));
-      if (n == 0) fail(DUET_E_FORMAT, "{}: changed while it was read (had {} bytes, ends at {})", path, out.size(), at);
-      at += static_cast<size_t>(n);
-    }
+    read_at(fd, path, 0, out, out.size());
   } catch (...) {
     ::close(fd);
     throw;
@@ -97,10 +111,9 @@ AtomicFile::AtomicFile(std::string path, bool overwrite) : path_(std::move(path)
   const bool exists = ::lstat(path_.c_str(), &s) == 0;
   if (exists && !overwrite_) fail(DUET_E_EXISTS, "{}: exists; choose another name or ask to overwrite it", path_);
   if (exists && S_ISLNK(s.st_mode)) {  // replace what the link points to, not the link
-    char* real = ::realpath(path_.c_str(), nullptr);
-    if (real == nullptr) fail(DUET_E_IO, "{}: {}", path_, os_reason(errno));
-    path_ = real;
-    ::free(real);
+    std::string real = real_path(path_);
+    if (real.empty()) fail(DUET_E_IO, "{}: {}", path_, os_reason(errno));
+    path_ = std::move(real);
     if (::stat(path_.c_str(), &s) != 0) fail(DUET_E_IO, "{}: {}", path_, os_reason(errno));
   }
   if (exists && !S_ISREG(s.st_mode)) fail(DUET_E_IO, "{}: is not a regular file, so it is not replaced", path_);
@@ -161,6 +174,11 @@ void AtomicFile::commit() {
 std::string folder_of(const std::string& path) {
   const size_t slash = path.rfind('/');
   return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+}
+
+std::string real_path(const std::string& path) {
+  const std::unique_ptr<char, decltype(&::free)> real(::realpath(path.c_str(), nullptr), ::free);
+  return real ? std::string(real.get()) : std::string();
 }
 
 bool is_regular_file(const std::string& path) {

@@ -20,6 +20,8 @@ class MappedFile {
 
   const std::string& path() const { return path_; }
   Bytes bytes() const { return bytes_; }
+  // Reads every byte, so that a disk that cannot is DUET_E_IO with the byte, and not a SIGBUS when the mapping is used.
+  void check_readable() const;
   void check_unchanged() const;  // size or time of change differ: DUET_E_FORMAT "changed while it was read"
 
  private:
@@ -52,6 +54,8 @@ class AtomicFile {
 
 // "dir/name" -> "dir"; "name" -> "."
 std::string folder_of(const std::string& path);
+// Without links, `.` and `..`; "" and errno if there is no such file.
+std::string real_path(const std::string& path);
 bool is_regular_file(const std::string& path);
 bool is_folder(const std::string& path);
 

@@ -1,5 +1,6 @@
 // The library's one thread team. Where it has a thread for each physical core of the process's affinity mask, they are pinned
-// while they work (fewer float: another team may have chosen the same cores). Threads spin for a moment between runs and then sleep; nothing spins while the library is idle.
+// while they work (fewer float: another team may have chosen the same cores). Threads spin for a moment between runs and
+// then sleep; nothing spins while the library is idle.
 #pragma once
 #include <cstdint>
 #include <memory>

@@ -14,6 +14,7 @@ inline void require(const void* p, const char* name) {
   if (!p) fail(DUET_E_INVALID, "{} is NULL", name);
 }
 
+constexpr uint64_t kMaxTokens = 1u << 24;  // of one call
 constexpr uint32_t kMaxStruct = 4096;  // no struct of this API will ever be larger: a larger `size` is garbage
 
 // The caller's struct, whichever version of it: missing fields read as zero, unknown ones must be zero.
@@ -58,15 +59,18 @@ inline std::string path_argument(const char* s, const char* name) {
   return path;
 }
 
-// The two-call protocol for sizes: writes *out_size always, the content when it fits.
+// The two-call protocol for sizes: writes *out_size always. False: only the size was asked for; else there is room for `n`.
 template <class T>
-void give(const T* from, size_t n, T* dst, size_t cap, size_t* out_size) {
+bool give_size(size_t n, const T* dst, size_t cap, size_t* out_size) {
   require(out_size, "out_size");
   if (!dst && cap > 0) fail(DUET_E_INVALID, "dst is NULL but cap is {}", cap);
   *out_size = n;
-  if (!dst) return;
-  if (n > cap) fail(DUET_E_SMALL, "the result has {} elements, but there is room for {}", n, cap);
-  std::copy_n(from, n, dst);
+  if (dst && n > cap) fail(DUET_E_SMALL, "the result has {} elements, but there is room for {}", n, cap);
+  return dst != nullptr;
+}
+template <class T>
+void give(const T* from, size_t n, T* dst, size_t cap, size_t* out_size) {
+  if (give_size(n, dst, cap, out_size)) std::copy_n(from, n, dst);
 }
 inline void give_text(const std::string& text, char* dst, size_t cap, size_t* out_size) {
   give(text.data(), text.size(), dst, cap, out_size);

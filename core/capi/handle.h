@@ -44,6 +44,18 @@ std::shared_ptr<typename HandleTraits<Handle>::Object> object(Handle* handle) {
   if (!found) fail(DUET_E_HANDLE, "the {} handle {}", Traits::text, handle ? "is not live: it was freed, or never was one" : "is NULL");
   return std::static_pointer_cast<typename Traits::Object>(std::const_pointer_cast<void>(found));
 }
+// The same for work on the device, which no forked child of the library's process can do.
+inline const Library& library_of(const Model& m) { return m.library(); }
+template <class Object>
+const Library& library_of(const Object& o) {
+  return o.model()->library();
+}
+template <class Handle>
+std::shared_ptr<typename HandleTraits<Handle>::Object> device_object(Handle* handle) {
+  auto o = object(handle);
+  library_of(*o).check_process();
+  return o;
+}
 template <class Handle>
 Handle* new_handle(std::shared_ptr<typename HandleTraits<Handle>::Object> o) {
   return static_cast<Handle*>(add_handle(HandleTraits<Handle>::kind, std::move(o)));

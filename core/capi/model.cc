@@ -1,5 +1,6 @@
 // duet.h sections 3 and 4: files and model.
 #include <cmath>
+#include <cstddef>
 
 #include "capi/argument.h"
 #include "capi/handle.h"
@@ -51,11 +52,11 @@ duet_status duet_file_init(duet_library* library, const char* out, const duet_in
   return guard([&] {
     const auto lib = object(library);
     require(options, "options");
-    auto o = read_struct(options, "options");
+    auto o = read_struct(options, "options", offsetof(duet_init_options, progress));
     check_weights(o.weights);
     if (o.weights == 0) o.weights = DUET_F32;
     const std::string to = path_argument(out, "out");
-    save_weights(*initial_weights(o), to, o.overwrite != 0, o.weights, {{"duet.seed", std::to_string(o.seed)}}, nullptr, nullptr);
+    save_weights(*initial_weights(o), to, o.overwrite != 0, o.weights, {{"duet.seed", std::to_string(o.seed)}}, o.progress, o.progress_user);
   });
 }
 

@@ -5,14 +5,7 @@
 namespace duet {
 namespace {
 
-constexpr uint32_t kMaxPass = 65536;        // tokens computed at once
-constexpr uint64_t kMaxTokens = 1u << 24;   // tokens of one call
-
-std::shared_ptr<Session> session_object(duet_session* handle) {
-  auto s = object(handle);
-  s->model()->library().check_process();
-  return s;
-}
+constexpr uint32_t kMaxPass = 65536;  // tokens computed at once
 
 Batch read_batch(const duet_batch* given) {
   require(given, "batch");
@@ -42,8 +35,7 @@ using namespace duet;
 duet_status duet_session_create(duet_model* model, const duet_session_options* options, duet_session** out_session) {
   return guard([&] {
     require(out_session, "out_session");
-    const auto m = object(model);
-    m->library().check_process();
+    const auto m = device_object(model);
     const auto o = read_struct(options, "options");
     if (o.mode < DUET_MODE_AUTO || o.mode > DUET_MODE_PARALLEL) fail(DUET_E_INVALID, "mode is {}; it is one of DUET_MODE_*", o.mode);
     if (o.max_tokens > kMaxPass) fail(DUET_E_LIMIT, "max_tokens is {}; at most {}", o.max_tokens, kMaxPass);
@@ -53,7 +45,7 @@ duet_status duet_session_create(duet_model* model, const duet_session_options* o
 
 duet_status duet_forward(duet_session* session, duet_state* state, const duet_batch* batch) {
   return guard([&] {
-    const auto x = session_object(session);
+    const auto x = device_object(session);
     const auto s = object(state);
     const Batch b = read_batch(batch);
     Exclusive lock(x->busy, "session"), lock_state(s->busy, "state");
@@ -91,7 +83,7 @@ duet_status duet_session_outputs(duet_session* session, uint32_t output, const f
 duet_status duet_score(duet_session* session, duet_state* state, uint32_t slot, const int32_t* tokens, size_t n, double* out_nll) {
   return guard([&] {
     require(tokens, "tokens");
-    const auto x = session_object(session);
+    const auto x = device_object(session);
     const auto s = object(state);
     if (n == 0 || n > kMaxTokens) fail(DUET_E_LIMIT, "a text of {} tokens; 1 to {} can be scored in one call", n, kMaxTokens);
     if (n > 1) require(out_nll, "out_nll");

@@ -9,12 +9,6 @@ namespace {
 constexpr uint32_t kMaxSlots = 1u << 20;
 constexpr uint64_t kMaxStateFile = 1ull << 32;
 
-std::shared_ptr<State> state_object(duet_state* handle) {
-  auto s = object(handle);
-  s->model()->library().check_process();
-  return s;
-}
-
 }  // namespace
 }  // namespace duet
 
@@ -23,8 +17,7 @@ using namespace duet;
 duet_status duet_state_create(duet_model* model, uint32_t n_slots, const duet_state_options* options, duet_state** out_state) {
   return guard([&] {
     require(out_state, "out_state");
-    const auto m = object(model);
-    m->library().check_process();
+    const auto m = device_object(model);
     const auto o = read_struct(options, "options");
     if (n_slots == 0 || n_slots > kMaxSlots) fail(DUET_E_LIMIT, "n_slots is {}; a state has 1 to {}", n_slots, kMaxSlots);
     *out_state = new_handle<duet_state>(std::make_shared<State>(m, n_slots, o.wkv));
@@ -33,7 +26,7 @@ duet_status duet_state_create(duet_model* model, uint32_t n_slots, const duet_st
 
 duet_status duet_state_reset(duet_state* state, uint32_t slot) {
   return guard([&] {
-    const auto s = state_object(state);
+    const auto s = device_object(state);
     Exclusive lock(s->busy, "state");
     s->reset(slot);
   });
@@ -41,7 +34,7 @@ duet_status duet_state_reset(duet_state* state, uint32_t slot) {
 
 duet_status duet_state_copy(duet_state* dst, uint32_t dst_slot, duet_state* src, uint32_t src_slot) {
   return guard([&] {
-    const auto to = state_object(dst), from = state_object(src);
+    const auto to = device_object(dst), from = device_object(src);
     Exclusive lock(to->busy, "state");
     if (to == from) return to->copy_from(dst_slot, *from, src_slot);
     Exclusive lock_from(from->busy, "source state");
@@ -51,7 +44,7 @@ duet_status duet_state_copy(duet_state* dst, uint32_t dst_slot, duet_state* src,
 
 duet_status duet_state_get(duet_state* state, uint32_t slot, float* att_x, float* wkv, float* ffn_x) {
   return guard([&] {
-    const auto s = state_object(state);
+    const auto s = device_object(state);
     Exclusive lock(s->busy, "state");
     const StateArrays a = s->get(slot);
     if (att_x) std::copy(a.att_x.begin(), a.att_x.end(), att_x);
@@ -62,7 +55,7 @@ duet_status duet_state_get(duet_state* state, uint32_t slot, float* att_x, float
 
 duet_status duet_state_set(duet_state* state, uint32_t slot, const float* att_x, const float* wkv, const float* ffn_x) {
   return guard([&] {
-    const auto s = state_object(state);
+    const auto s = device_object(state);
     Exclusive lock(s->busy, "state");
     StateArrays a = s->get(slot);
     if (att_x) std::copy_n(att_x, a.att_x.size(), a.att_x.begin());
@@ -74,7 +67,7 @@ duet_status duet_state_set(duet_state* state, uint32_t slot, const float* att_x,
 
 duet_status duet_state_save(duet_state* state, uint32_t slot, void* dst, size_t cap, size_t* out_size) {
   return guard([&] {
-    const auto s = state_object(state);
+    const auto s = device_object(state);
     Exclusive lock(s->busy, "state");
     const std::string text = serialise_state(*s->model(), s->get(slot));
     give(text.data(), text.size(), static_cast<char*>(dst), cap, out_size);
@@ -84,7 +77,7 @@ duet_status duet_state_save(duet_state* state, uint32_t slot, void* dst, size_t 
 duet_status duet_state_load(duet_state* state, uint32_t slot, const void* src, size_t size) {
   return guard([&] {
     require(src, "src");
-    const auto s = state_object(state);
+    const auto s = device_object(state);
     if (size > kMaxStateFile) fail(DUET_E_LIMIT, "a state of {} bytes; at most {}", size, kMaxStateFile);
     Exclusive lock(s->busy, "state");
     s->check_slot(slot);
@@ -95,7 +88,7 @@ duet_status duet_state_load(duet_state* state, uint32_t slot, const void* src, s
 duet_status duet_state_save_file(duet_state* state, uint32_t slot, const char* path) {
   return guard([&] {
     const std::string to = path_argument(path, "path");
-    const auto s = state_object(state);
+    const auto s = device_object(state);
     Exclusive lock(s->busy, "state");
     const std::string text = serialise_state(*s->model(), s->get(slot));
     AtomicFile file(to, true);
@@ -107,7 +100,7 @@ duet_status duet_state_save_file(duet_state* state, uint32_t slot, const char* p
 duet_status duet_state_load_file(duet_state* state, uint32_t slot, const char* path) {
   return guard([&] {
     const std::string from = path_argument(path, "path");
-    const auto s = state_object(state);
+    const auto s = device_object(state);
     Exclusive lock(s->busy, "state");
     s->check_slot(slot);
     const MappedFile file(from);

@@ -1,4 +1,6 @@
 // duet.h sections 7 to 9: tokenizer, sampler, generation.
+#include <algorithm>
+
 #include "base/environment.h"
 #include "base/file.h"
 #include "capi/argument.h"
@@ -65,9 +67,15 @@ duet_status duet_tokenizer_encode(duet_tokenizer* tokenizer, const char* text, s
     const auto t = object(tokenizer);
     if (n > 0) require(text, "text");
     if (n > size_t{1} << 40) fail(DUET_E_LIMIT, "a text of {} bytes; at most 1 TiB", n);
-    std::vector<int32_t> tokens;
-    t->encode({text, n}, tokens);
-    give(tokens.data(), tokens.size(), dst, cap, out_size);
+    require(out_size, "out_size");
+    size_t size = 0;
+    if (!dst || cap < n) {  // else there is room whatever the tokens are: each has a byte at least
+      t->encode({text, n}, [&](int32_t) { ++size; });
+      if (!give_size(size, dst, cap, out_size)) return;
+    }
+    size = 0;
+    t->encode({text, n}, [&](int32_t token) { dst[size++] = token; });
+    *out_size = size;
   });
 }
 
@@ -76,12 +84,14 @@ duet_status duet_tokenizer_decode(duet_tokenizer* tokenizer, const int32_t* toke
     const auto t = object(tokenizer);
     if (n > 0) require(tokens, "tokens");
     if (n > size_t{1} << 40) fail(DUET_E_LIMIT, "{} tokens; at most 2^40", n);
-    std::string text;
+    size_t size = 0;  // all tokens are checked before the first is written
     for (size_t i = 0; i < n; ++i) {
       if (tokens[i] < 0 || static_cast<uint32_t>(tokens[i]) >= t->size()) fail(DUET_E_INVALID, "token {} at position {} is outside [0, {})", tokens[i], i, t->size());
-      text += t->bytes(tokens[i]);
+      size += t->bytes(tokens[i]).size();
     }
-    give_text(text, dst, cap, out_size);
+    if (!give_size(size, dst, cap, out_size)) return;
+    for (size_t i = 0; i < n; ++i) dst = std::ranges::copy(t->bytes(tokens[i]), dst).out;
+    if (cap > size) *dst = '\0';
   });
 }
 
@@ -165,15 +175,14 @@ void duet_sampler_free(duet_sampler* sampler) { free_handle(sampler); }
 duet_status duet_generate(duet_session* session, duet_state* state, uint32_t slot, duet_sampler* sampler, const int32_t* prompt, size_t n,
                           const duet_generate_options* options, duet_generate_result* out_result) {
   return guard([&] {
-    const auto x = object(session);
+    const auto x = device_object(session);
     const auto s = object(state);
     const auto p = object(sampler);
-    x->model()->library().check_process();
     const auto given = read_struct(options, "options");
     if (out_result) (void)read_struct(out_result, "out_result");  // its size, before any work
     if (n == 0) fail(DUET_E_INVALID, "the prompt is empty; begin a text with token 0");
     require(prompt, "prompt");
-    if (n > 1u << 24) fail(DUET_E_LIMIT, "a prompt of {} tokens; at most {}", n, 1u << 24);
+    if (n > kMaxTokens) fail(DUET_E_LIMIT, "a prompt of {} tokens; at most {}", n, kMaxTokens);
     if (given.n_stops > 0) require(given.stops, "stops");
     if (given.n_stop_texts > 0) require(given.stop_texts, "stop_texts");
     if (given.n_stops > 1024 || given.n_stop_texts > 1024) fail(DUET_E_LIMIT, "more than 1024 stops");

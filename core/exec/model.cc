@@ -26,8 +26,9 @@ uint64_t free_host_memory() {
 }
 
 // Bytes of all weights in memory. Refuses what cannot fit before the first layer: a system that promises more memory than it
-// has would end the process half-way.
-uint64_t check_memory(const WeightSource& source, duet_dtype weights, const Device& device, const std::string& path) {
+// has would end the process half-way. Mapped weights need none of it: where they do not fit, the system drops and reads them
+// again, which is slow and not wrong.
+uint64_t check_memory(const WeightSource& source, duet_dtype weights, const Device& device, const std::string& path, const Log& log) {
   const bool borrows = device.has(DUETP_CAP_BORROWS_WEIGHTS);
   uint64_t total = 0, need = 0;
   for (uint32_t i = 0; i <= source.shape().n_layer; ++i)
@@ -42,6 +43,9 @@ uint64_t check_memory(const WeightSource& source, duet_dtype weights, const Devi
   const uint64_t have = borrows || device.has(DUETP_CAP_HOST_VISIBLE) ? free_host_memory() : device.info.mem_free;
   if (have != 0 && need > have)
     fail(DUET_E_MEMORY, "{}: the weights need {} bytes of memory on {}, but {} are free", path.empty() ? "a random model" : path, need, device.spec, have);
+  if (borrows && have != 0 && total > have)
+    log.warn("{}: the weights are {} bytes, but {} are free: {} bytes stay in the file and will be read from it again and again, which is slow", path, total, have,
+             total - need);
   return total;
 }
 
@@ -56,7 +60,11 @@ Model::Model(std::shared_ptr<Library> library, std::unique_ptr<WeightSource> sou
   if (const std::string why = device_->refuses(shape_, weights_); !why.empty())
     fail(DUET_E_UNSUPPORTED, "{} cannot run this model: {}; `duet backends` lists the others", device_->spec, why);
 
-  const uint64_t total = check_memory(*source_, weights_, *device_, path_);
+  const uint64_t total = check_memory(*source_, weights_, *device_, path_, library_->log);
+  const auto report = [&](uint64_t done) {
+    const duet_status s = progress && done > 0 ? progress(progress_user, done, total) : duet_status{DUET_OK};
+    if (s != DUET_OK) fail(s, "loading was stopped by the progress callback after {} of {} bytes", done, total);
+  };
   const bool borrows = device_->has(DUETP_CAP_BORROWS_WEIGHTS);
   const uint32_t n = shape_.n_layer + 1;
   layers_.reserve(n);
@@ -64,7 +72,7 @@ Model::Model(std::shared_ptr<Library> library, std::unique_ptr<WeightSource> sou
   try {
     check_plugin(*device_, device_->table.queue_new(device_->memory_self, &queue_));
     for (uint32_t i = 0; i < n; ++i) {
-      HostLayer host = source_->layer(i, weights_);
+      HostLayer host = source_->layer(i, weights_, [&](uint64_t ready) { report(weight_bytes_ + ready); });
       for (const duetp_tensor& t : host.storage) n_params_ += elements(t);
       weight_bytes_ += host.bytes;
       // the embedding gives one row, all else is read whole
@@ -81,9 +89,8 @@ Model::Model(std::shared_ptr<Library> library, std::unique_ptr<WeightSource> sou
       check_plugin(*device_, device_->table.layer_new(device_->memory_self, &d, &layer));
       layers_.push_back(layer);
       if (borrows) borrowed_.push_back(std::move(host));
-      if (progress)
-        if (const duet_status s = progress(progress_user, weight_bytes_, total); s != DUET_OK) throw Error(s, "loading was stopped by the progress callback");
     }
+    report(weight_bytes_);
     const uint64_t wkv = uint64_t{shape_.n_embd} * shape_.head_size;
     for (uint32_t i = 0; i < shape_.n_layer; ++i) {
       const std::vector<float> s = source_->time_state(i);

@@ -57,6 +57,7 @@ struct CheckpointBuilder {
   // Maps a file for as long as the checkpoint lives.
   Bytes map(const std::string& path) {
     auto file = std::make_shared<MappedFile>(path);
+    if (verify) file->check_readable();
     out.unchanged_.push_back([file] { file->check_unchanged(); });
     out.owners_.push_back(file);
     file_bytes += file->bytes().size();
@@ -104,6 +105,7 @@ struct CheckpointBuilder {
     return block;
   }
 
+  bool verify = false;
   uint64_t file_bytes = 0;  // of all files: no honest file needs more memory for rearranged tensors
 };
 
@@ -143,6 +145,7 @@ Checkpoint Checkpoint::open(const std::string& path, const Log& log, const OpenO
   if (is_folder(path)) file = is_regular_file(path + "/config.json") ? path + "/config.json" : only_weights(path);
   const std::string name = printable(file, 300);
   CheckpointBuilder builder;
+  builder.verify = options.verify;
   const Bytes bytes = builder.map(file);
   const Content content = recognise(bytes);
   if (content == Content::json) return builder.finish(path, read_hugging_face(file, [&](const std::string& p) { return builder.map(p); }));

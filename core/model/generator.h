@@ -1,5 +1,7 @@
 // What the two generators of weights share: numbers that depend on a key and a counter alone, and work cut into slices.
 #pragma once
+#include <sched.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <exception>
@@ -20,12 +22,19 @@ inline uint64_t tensor_key(uint64_t seed, uint32_t id, uint32_t layer) { return 
 inline uint64_t draw(uint64_t key, uint64_t i) { return mix(key + i * 0x9e37'79b9'7f4a'7c15u); }
 inline double unit(uint64_t bits) { return (static_cast<double>(bits >> 11) + 0.5) * 0x1p-53; }  // in (0,1)
 
-// Runs f(begin, end) for slices of [0, n), each a multiple of `granule` long but the last, on the machine's threads.
+// The processors that this thread may run on.
+inline uint64_t n_processors() {
+  cpu_set_t mask;
+  const int n = ::sched_getaffinity(0, sizeof mask, &mask) == 0 ? CPU_COUNT(&mask) : static_cast<int>(std::thread::hardware_concurrency());
+  return static_cast<uint64_t>(std::max(1, n));
+}
+
+// Runs f(begin, end) for slices of [0, n), each a multiple of `granule` long but the last, on a thread for each processor.
 // What f computes for an index must not depend on the slice.
 template <class F>
 void in_slices(uint64_t n, uint64_t granule, const F& f) {
   const uint64_t n_granules = (n + granule - 1) / granule;
-  const uint64_t n_slices = std::clamp<uint64_t>(n_granules, 1, std::max(1u, std::thread::hardware_concurrency()));
+  const uint64_t n_slices = std::clamp<uint64_t>(n_granules, 1, n_processors());
   std::vector<std::exception_ptr> failures(n_slices);
   const auto run = [&](uint64_t slice) {
     const auto start = [&](uint64_t i) { return std::min(n, n_granules * i / n_slices * granule); };

@@ -13,6 +13,7 @@ namespace {
 
 constexpr uint64_t kStrip = 4, kPanel = 128;  // a tile of results is 4 by 4; rows of A that are packed at once
 constexpr uint64_t kBlock = 16;                // rows that stay in the cache together
+constexpr uint64_t kFactorBlock = 32;          // rows of R that are found before the rows below are brought up to them
 constexpr double kShift = 1e-10, kBalanced = 8;
 
 using Matrix = std::vector<double>;  // row-major
@@ -53,19 +54,33 @@ Matrix gram(const float* a, uint64_t rows, uint64_t n) {
   return g;
 }
 
-// g = R^T R in place, upper triangle. Gives the ratio of R's largest to its smallest diagonal element.
+// row[j] of row i of g loses R[k][i] R[k][j] for the rows k in [first, last) of R, from the diagonal on. Every element loses
+// them in the order of k: the bits do not depend on which rows are taken at once, nor on the threads.
+void eliminate(Matrix& g, uint64_t n, uint64_t first, uint64_t last, uint64_t i) {
+  double* row = &g[i * n];
+  uint64_t k = first;
+  for (; k + 4 <= last; k += 4) {
+    const double *a = &g[k * n], *b = a + n, *c = b + n, *d = c + n;
+    const double at_a = a[i], at_b = b[i], at_c = c[i], at_d = d[i];
+    for (uint64_t j = i; j < n; ++j) row[j] = row[j] - at_a * a[j] - at_b * b[j] - at_c * c[j] - at_d * d[j];
+  }
+  for (; k < last; ++k) {
+    const double* above = &g[k * n];
+    const double factor = above[i];
+    for (uint64_t j = i; j < n; ++j) row[j] -= factor * above[j];
+  }
+}
+
+// g = R^T R in place, upper triangle: a block of rows at a time, which the threads then take out of all rows below. Gives the
+// ratio of R's largest to its smallest diagonal element.
 double factorise(Matrix& g, uint64_t n) {
   double scale = 0, largest = 0, smallest = HUGE_VAL;
   for (uint64_t i = 0; i < n; ++i) scale = std::max(scale, g[i * n + i]);
-  for (uint64_t block = 0; block < n; block += kBlock)
-    for (uint64_t i = block; i < n; ++i) {
+  for (uint64_t block = 0; block < n; block += kFactorBlock) {
+    const uint64_t end = std::min(n, block + kFactorBlock);
+    for (uint64_t i = block; i < end; ++i) {
+      eliminate(g, n, block, i, i);
       double* row = &g[i * n];
-      for (uint64_t k = block; k < std::min(i, block + kBlock); ++k) {
-        const double* above = &g[k * n];
-        const double factor = above[i];
-        for (uint64_t j = i; j < n; ++j) row[j] -= factor * above[j];
-      }
-      if (i >= block + kBlock) continue;
       const double pivot = std::sqrt(row[i] + kShift * scale);
       if (!(pivot > 0 && pivot < HUGE_VAL)) fail(DUET_E_NUMERIC, "orthogonal initialisation: the random matrix has no full rank; choose another seed");
       largest = std::max(largest, pivot);
@@ -73,6 +88,14 @@ double factorise(Matrix& g, uint64_t n) {
       row[i] = pivot;
       for (uint64_t j = i + 1; j < n; ++j) row[j] /= pivot;
     }
+    const uint64_t below = n - end;
+    in_slices((below + 1) / 2, kBlock, [&](uint64_t first, uint64_t last) {
+      for (uint64_t s = first; s < last; ++s) {  // a long row and a short one: equal work for all
+        eliminate(g, n, block, end, end + s);
+        if (s != below - 1 - s) eliminate(g, n, block, end, n - 1 - s);
+      }
+    });
+  }
   return largest / smallest;
 }
 

@@ -129,13 +129,14 @@ void check_values(const void* data, DType dtype, uint64_t n, const std::string& 
   }
 }
 
-HostLayer WeightSource::layer(uint32_t index, duet_dtype weights) const {
+HostLayer WeightSource::layer(uint32_t index, duet_dtype weights, const std::function<void(uint64_t)>& next) const {
   HostLayer out;
   out.storage.reserve(DUETP_T_COUNT);  // so that pointers into it stay
   out.names.reserve(DUETP_T_COUNT);
   for (const TensorSpec& spec : tensor_specs()) {
     const std::vector<uint32_t> dims = tensor_shape(spec.id, index, shape());
     if (dims.empty()) continue;
+    if (next) next(out.bytes);
     duetp_tensor t{};
     t.size = sizeof t;
     t.id = spec.id;

@@ -41,7 +41,8 @@ class WeightSource {
   }
   virtual std::vector<float> time_state(uint32_t layer) const = 0;  // [H,N,N] (value, key) or empty
 
-  HostLayer layer(uint32_t index, duet_dtype weights) const;  // 0 .. n_layer
+  // Layer 0 .. n_layer. `next` is called before each tensor, with the bytes of those that the layer has so far.
+  HostLayer layer(uint32_t index, duet_dtype weights, const std::function<void(uint64_t)>& next = {}) const;
   duet_dtype stored() const;                                  // dtype of the matrices as they are; mixed: the widest
   // Of the shape and of all tensors but the matrices, as f32: 32 hex digits, equal for all containers and weight dtypes of a model.
   std::string fingerprint() const;

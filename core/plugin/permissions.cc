@@ -1,6 +1,5 @@
 #include "plugin/permissions.h"
 
-#include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -24,10 +23,8 @@ void check_one(const std::string& path, const char* what) {
 }  // namespace
 
 void check_permissions(const std::string& path) {
-  char* resolved = ::realpath(path.c_str(), nullptr);
-  if (resolved == nullptr) fail(errno == ENOENT || errno == ENOTDIR ? DUET_E_NOT_FOUND : DUET_E_IO, "{}: {}", path, os_reason(errno));
-  const std::string real = resolved;
-  ::free(resolved);
+  const std::string real = real_path(path);
+  if (real.empty()) fail(errno == ENOENT || errno == ENOTDIR ? DUET_E_NOT_FOUND : DUET_E_IO, "{}: {}", path, os_reason(errno));
   check_one(real, "the file");
   check_one(folder_of(real), "the folder");
   if (folder_of(path) != folder_of(real)) check_one(folder_of(path), "the folder");

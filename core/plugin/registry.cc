@@ -25,6 +25,7 @@ using DevicePointer = std::shared_ptr<const Device>;
 // A plugin that was considered, as the report shows it.
 struct Considered {
   std::string id, path, reason, version, abi;
+  duet_status code = DUET_OK;  // why it was not taken
   bool taken = false;
   std::vector<DevicePointer> devices;
 };
@@ -108,6 +109,7 @@ void Registry::Impl::consider(const Candidate& candidate) {
       log.warn("{}", c.reason);  // one of its devices
   } catch (const Error& e) {
     c.reason = e.what();
+    c.code = e.code();
     if (e.code() == DUET_E_UNSUPPORTED || e.code() == DUET_E_EXISTS)
       log.info("{}", c.reason);
     else
@@ -197,6 +199,8 @@ DevicePointer Registry::Impl::find(const Spec& spec) const {
   const std::string wanted = fmt::format("{}:{}", spec.id, spec.index);
   for (const DevicePointer& d : ranked)
     if (d->spec == wanted) return d;
+  for (const Considered& c : considered)
+    if (c.id == spec.id && c.code == DUET_E_MEMORY) fail(DUET_E_MEMORY, "backend {}: {}; free memory and create a new library", wanted, c.reason);
   fail(DUET_E_NOT_FOUND, "there is no backend {}; {}", wanted, inventory());
 }
 

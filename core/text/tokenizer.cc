@@ -17,14 +17,6 @@ Tokenizer Tokenizer::load(const std::string& path) {
   return out;
 }
 
-void Tokenizer::encode(std::string_view text, std::vector<int32_t>& out) const {
-  while (!text.empty()) {
-    const Trie::Match match = trie_.longest(vocabulary_, text);
-    out.push_back(static_cast<int32_t>(match.token));
-    text.remove_prefix(match.n);
-  }
-}
-
 std::string_view Tokenizer::bytes(int32_t token) const {
   if (token < 0 || static_cast<uint32_t>(token) >= size()) fail(DUET_E_INVALID, "{}: no token {}; its tokens are 0 to {}", file_, token, size() - 1);
   return vocabulary_.bytes(static_cast<uint32_t>(token));

@@ -19,8 +19,16 @@ class Tokenizer {
   static Tokenizer load(const std::string& path);
 
   uint32_t size() const { return vocabulary_.size(); }  // largest id + 1
-  // Appends the tokens. Any bytes; never fails, never yields token 0. O(text * longest token), no recursion.
-  void encode(std::string_view text, std::vector<int32_t>& out) const;
+  // Calls take(token) for one token after another. Any bytes; never fails, never yields token 0. O(text * longest token), no
+  // recursion, no memory.
+  template <class F>
+  void encode(std::string_view text, F&& take) const {
+    while (!text.empty()) {
+      const Trie::Match match = trie_.longest(vocabulary_, text);
+      take(static_cast<int32_t>(match.token));
+      text.remove_prefix(match.n);
+    }
+  }
   // Bytes of a token: "" for token 0. DUET_E_INVALID outside [0, size()).
   std::string_view bytes(int32_t token) const;
   // DUET_E_INVALID naming both sizes, unless the model has a row for every token and at most 64 rows without one.

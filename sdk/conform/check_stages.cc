@@ -59,8 +59,8 @@ Verdict compare_case(Context& x, const Model& m, const Model::Layers& reference_
   State want_state(x.reference, m.shape, n_slots), got_state(x.device, m.shape, n_slots);
   const Outcome want = run_stage(x.reference, m, reference_layers, c, b, mode, want_state, input);
   const Outcome got = run_stage(x.device, m, layers, c, b, mode, got_state, input);
-  Verdict v = compare(got, want, [&](const std::string& output, duet_dtype dtype) { return tolerance(c, m.weights, output, dtype); });
-  v.join(compare_states(got_state, want_state, b, tolerance(c, m.weights, "the state", DUET_F32)));
+  Verdict v = compare(got, want, [&](const std::string& output, duet_dtype dtype) { return tolerance(c, m.weights, mode, output, dtype); });
+  v.join(compare_states(got_state, want_state, b, tolerance(c, m.weights, mode, "the state", DUET_F32)));
   if (!v.fault.empty() || input.pattern != Pattern::random) return v;
   const auto repeats = [&](const char* fault) {
     State again_state(x.device, m.shape, n_slots);

@@ -14,7 +14,7 @@ double distance(const std::vector<float>& got, const std::vector<float>& want);
 // order, exp and tanh to a few units in the last place. bf16 outputs: one unit, where a value falls on the other side of a
 // tie. Inside lowrank, channel_mix and head a vector is rounded to bf16 before a product: there such a unit goes on into
 // every sum, and weighs most where the sum is short.
-double tolerance(const StageCase& c, duet_dtype weights, const std::string& output, duet_dtype dtype);
+double tolerance(const StageCase& c, duet_dtype weights, duet_mode mode, const std::string& output, duet_dtype dtype);
 // The same for the whole network: logits, hidden rows, x, state. With bf16 weights units of bf16 travel through all layers.
 double network_tolerance(duet_dtype weights);
 

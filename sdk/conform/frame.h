@@ -9,7 +9,7 @@
 
 namespace conform {
 
-// What a run works on. The capacities are larger than what is used, so that a stage that goes beyond is seen.
+// What a run works on. The capacities are larger than what is used, so that a stage that takes one for the other is seen.
 struct Batch {
   std::vector<int32_t> lengths, slots, rows;
   int32_t n_tokens() const { return std::accumulate(lengths.begin(), lengths.end(), 0); }

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -32,7 +33,11 @@ double now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
     else
       ::setenv(v.substr(0, equal).c_str(), v.substr(equal + 1).c_str(), 1);
   }
-  for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGPIPE}) ::signal(number, SIG_DFL);
+  if (setting.file_limit > 0) {
+    const rlimit limit{setting.file_limit, setting.file_limit};
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+  }
+  for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGXFSZ}) ::signal(number, SIG_DFL);
   std::vector<char*> argv;
   const std::string name = program();
   argv.push_back(const_cast<char*>(name.c_str()));
@@ -43,7 +48,7 @@ double now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 }
 
 int open_or_fail(const std::string& path, int flags) {
-  const int fd = ::open(path.c_str(), flags | O_CLOEXEC, 0600);
+  const int fd = ::open(path.c_str(), flags | O_CLOEXEC | O_NOCTTY, 0600);
   if (fd < 0) FAIL("cannot open " << path);
   return fd;
 }
@@ -63,20 +68,22 @@ Result run(const Words& arguments, const Setting& setting) {
   const Folder folder;
   Setting s = setting;
   if (s.folder.empty()) s.folder = folder.path();
-  const std::string in_path = folder / "in", out_path = s.out_path.empty() ? folder / "out" : s.out_path, error_path = folder / "error";
+  const std::string in_path = folder / "in", out_path = s.out_path.empty() ? folder / "out" : s.out_path, error_path = s.error_path.empty() ? folder / "error" : s.error_path;
   write(in_path, s.in);
   const int in = open_or_fail(in_path, O_RDONLY), out = open_or_fail(out_path, O_WRONLY | O_CREAT), error = open_or_fail(error_path, O_WRONLY | O_CREAT);
   const double begin = now();
   const pid_t pid = ::fork();
   if (pid == 0) become(arguments, s, in, out, error);
   int status = 0;
-  REQUIRE(::waitpid(pid, &status, 0) == pid);
+  rusage used{};
+  REQUIRE(::wait4(pid, &status, 0, &used) == pid);
   for (const int fd : {in, out, error}) ::close(fd);
   Result result;
   result.seconds = now() - begin;
   take_status(status, result);
   if (s.out_path.empty()) result.out = golden::slurp(out_path);
-  result.error = golden::slurp(error_path);
+  if (s.error_path.empty()) result.error = golden::slurp(error_path);
+  result.peak_memory = static_cast<uint64_t>(used.ru_maxrss) * 1024;
   return result;
 }
 

@@ -15,12 +15,15 @@ struct Setting {
   Words variables;                 // NAME=VALUE on top of this process's; NAME alone unsets it
   std::string out_path, folder;    // "" = kept in Result::out; "" = the test's own folder
   std::vector<int> closed;         // descriptors that the program starts without
+  std::string error_path = "";     // "" = kept in Result::error
+  uint64_t file_limit = 0;         // bytes that a file may grow to, as on a disk that is full; 0 = any
 };
 struct Result {
   int code = -1;  // exit code; 128 + n if signal n ended it, and `died` is true
   bool died = false;
   std::string out, error;
   double seconds = 0;
+  uint64_t peak_memory = 0;  // bytes; not less than this process's own when it began
 };
 Result run(const Words& arguments, const Setting& setting = {});
 Result good(const Words& arguments, const Setting& setting = {});  // requires code 0

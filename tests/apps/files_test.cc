@@ -1,4 +1,8 @@
 // info, convert, init, and what is refused before any work.
+#include <fcntl.h>
+#include <stdlib.h>
+#include <unistd.h>
+
 #include "apps/command.h"
 #include "support/catch.h"
 #include "support/golden.h"
@@ -120,6 +124,59 @@ TEST_CASE("an output that cannot or must not be written is refused before any wo
   CHECK(golden::slurp(model) == content);
   CHECK(golden::slurp(folder / "model/model.safetensors") == golden::slurp(golden::path("tiny_fla/model.safetensors")));
   CHECK(folder.names() == Words{"link", "model", "small.safetensors"});
+}
+
+TEST_CASE("a disk that is full leaves the old file as it was, and no half of a new one") {
+  const Folder folder, outputs;
+  const std::string model = small_model(folder), out = outputs / "out";
+  write(out, "old");
+  const std::vector<Words> writers = {{"generate", "--max-tokens", "2", "--state-out", out},
+                                      {"logits", "--tokens", "1,2,3", "--output", out},
+                                      {"convert", model, out, "--dtype", "bf16", "--force"},
+                                      {"init", "--layers", "1", "--embd", "64", "--vocab-size", "100", out, "--force"}};
+  for (const Words& words : writers)
+    for (const uint64_t limit : {1000, 5000, 20000}) {
+      Setting s;
+      s.file_limit = limit;
+      const Result r = run(words, s);
+      INFO(Catch::Detail::stringify(words) << r.error);
+      CHECK(r.code == 1);
+      CHECK_FALSE(r.died);
+      CHECK(r.error.find(out) != r.error.npos);
+      CHECK(r.error.find("File too large") != r.error.npos);
+      CHECK(golden::slurp(out) == "old");
+      CHECK(outputs.names() == Words{"out"});
+    }
+  Setting s;
+  s.file_limit = 1000;
+  s.in = std::string(5000, '.');
+  const Result r = run({"tokenize", "--vocab", bundled_vocab()}, s);
+  CHECK(r.code == 1);
+  CHECK(r.error.find("standard output: File too large") != r.error.npos);
+}
+
+TEST_CASE("init shows its progress on a terminal, and not with --quiet") {
+  const Folder folder;
+  for (const bool quiet : {false, true}) {
+    const int terminal = ::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+    REQUIRE(terminal >= 0);
+    REQUIRE(::grantpt(terminal) == 0);
+    REQUIRE(::unlockpt(terminal) == 0);
+    Setting s;
+    s.error_path = ::ptsname(terminal);
+    const int other_end = ::open(s.error_path.c_str(), O_RDWR | O_NOCTTY | O_CLOEXEC);  // so that what was written stays
+    Words words = {"init", "--layers", "100", "--embd", "64", "--vocab-size", "1000", folder / "out", "--force"};  // small matrices: slow on any machine
+    if (quiet) words.push_back("--quiet");
+    CHECK(run(words, s).code == 0);
+    ::fcntl(terminal, F_SETFL, O_NONBLOCK);
+    char bytes[4096];
+    const ssize_t n = ::read(terminal, bytes, sizeof bytes);
+    const std::string shown(bytes, n > 0 ? static_cast<size_t>(n) : 0);
+    CHECK((shown.find("initialising ") != shown.npos) == !quiet);
+    CHECK(shown.empty() == quiet);
+    ::close(other_end);
+    ::close(terminal);
+  }
 }
 
 TEST_CASE("a model that cannot be read is an error that names it") {

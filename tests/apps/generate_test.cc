@@ -64,13 +64,18 @@ TEST_CASE("a prompt from a file is the prompt byte for byte") {
   CHECK(good({"generate", "--max-tokens", "2", "--quiet"}).code == 0);  // no prompt at all
 }
 
-TEST_CASE("a prompt longer than the limit is refused, with its length") {
+TEST_CASE("a prompt of 100 MB is refused, with its length, in bounded time and memory") {
   const Folder folder;
-  write(folder / "prompt", std::string(20'000'000, '\xff'));  // a byte that is a token of its own
+  constexpr uint64_t kBytes = 100'000'000;
+  write(folder / "prompt", std::string(kBytes, '\xff'));  // a byte that is a token of its own
   const Result r = run({"generate", "--prompt-file", folder / "prompt", "--max-tokens", "1"});
   CHECK(r.code == 1);
-  CHECK(has(r.error, "a prompt of 20000001 tokens"));
+  CHECK(has(r.error, "a prompt of 100000001 tokens; at most 16777216"));
   CHECK(r.out.empty());
+#if !defined(__SANITIZE_ADDRESS__)
+  CHECK(r.peak_memory < 6 * kBytes);  // the text, its tokens, and the model
+#endif
+  CHECK(r.seconds < 30);
 }
 
 TEST_CASE("a vocabulary of another model is refused, with both sizes") {

@@ -2,6 +2,7 @@
 // its own, because it replaces operator new, for the library too.
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 
 #include "support/api.h"
@@ -11,7 +12,7 @@ using namespace api;
 
 namespace {
 
-// Only the test's own thread allocates while this counts: the library has one thread, and only the reference.
+// Only the test's own thread allocates while this counts: the library has one thread.
 int64_t g_until = -1;  // allocations until one fails; negative: none does
 bool g_for_good = false;
 int64_t g_live = 0, g_failed = 0;
@@ -70,7 +71,7 @@ struct Objects {
 };
 
 // From a fresh library to text; allocates nothing itself. The first failure ends it.
-duet_status everything(const char* model, const char* vocabulary, char* buffer, size_t cap) {
+duet_status everything(const char* device, const char* model, const char* vocabulary, char* buffer, size_t cap) {
   static const int32_t tokens[3] = {1, 2, 3};
   static const uint32_t length = 3;
   Objects o;
@@ -79,9 +80,9 @@ duet_status everything(const char* model, const char* vocabulary, char* buffer, 
     auto lo = DUET_INIT(duet_library_options);
     lo.n_threads = 1;
     lo.log_level = DUET_LOG_OFF;
-    lo.plugin_path = "/nonexistent";
+    lo.plugin_path = std::strcmp(device, "cpu") == 0 ? DUET_PLUGINS : "/nonexistent";
     auto mo = DUET_INIT(duet_model_options);
-    mo.device = "reference";
+    mo.device = device;
     auto b = DUET_INIT(duet_batch);
     b.n_seqs = 1;
     b.tokens = tokens;
@@ -108,14 +109,13 @@ duet_status everything(const char* model, const char* vocabulary, char* buffer, 
   return s;
 }
 
-}  // namespace
-
-TEST_CASE("memory that runs out at any allocation is an error, loses nothing, and the next attempt works") {
+// Each call to operator new fails once, then for good. `may_lose`: blocks that are none of ours
+void sweep(const char* device, int64_t may_lose) {
   const std::string model = golden::path("tiny.pth"), vocabulary = std::string(DUET_SOURCE) + "/models/stories-7m/vocab.txt";
   std::string buffer(size_t{1} << 20, '\0');
-  const auto run = [&] { return everything(model.c_str(), vocabulary.c_str(), buffer.data(), buffer.size()); };
+  const auto run = [&] { return everything(device, model.c_str(), vocabulary.c_str(), buffer.data(), buffer.size()); };
   for (int i = 0; i < 2; ++i) check(run());  // what is made once and kept
-  int64_t wrong = 0, lost = 0, failures = 0, first = -1, optional = 0;
+  int64_t wrong = 0, lost = 0, failures = 0, optional = 0;
   bool done = false;
   for (int64_t k = 0; !done; k += 1 + k / 60) {
     for (const bool for_good : {false, true}) {
@@ -132,16 +132,22 @@ TEST_CASE("memory that runs out at any allocation is an error, loses nothing, an
       const bool ok = unnoticed || s == (done ? DUET_OK : DUET_E_MEMORY);
       wrong += !ok;
       lost += g_live - live;
-      if ((!ok || g_live != live) && first < 0) {
-        first = k;
-        WARN("allocation " << k << (for_good ? " and all after it: " : ": ") << duet_status_name(s) << ", " << duet_last_error() << ", " << g_live - live << " blocks lost");
-      }
+      if (!ok || g_live - live > may_lose) WARN("allocation " << k << (for_good ? " and all after it: " : ": ") << duet_status_name(s) << ", " << duet_last_error() << ", " << g_live - live << " blocks lost");
     }
     if (k % 7 == 0) check(run());
   }
   CHECK(failures > 200);  // the library does use our operator new
   CHECK(wrong == 0);
   CHECK(optional * 20 < failures);
-  CHECK(lost == 0);
+  CHECK(lost <= may_lose);
   check(run());
 }
+
+}  // namespace
+
+TEST_CASE("memory that runs out at any allocation is an error, loses nothing, and the next attempt works") { sweep("reference", 0); }
+
+#ifdef DUET_HAS_CPU
+// oneDNN 2.6 loses two blocks each time that it cannot make an iterator of its own.
+TEST_CASE("memory that runs out at any allocation of the CPU plugin too") { sweep("cpu", 16); }
+#endif

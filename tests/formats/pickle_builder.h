@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "zip_builder.h"
+#include "formats/zip_builder.h"
 
 namespace duet {
 

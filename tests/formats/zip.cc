@@ -1,5 +1,6 @@
 // Hostile and damaged zip archives. All are .pth files that would load if the one field were right.
 #include "expect.h"
+#include "formats/zip.h"
 #include "pickle_builder.h"
 
 namespace duet {

@@ -2,9 +2,8 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
-
-#include "formats/zip.h"
 
 namespace duet {
 
@@ -12,6 +11,16 @@ inline std::string little(uint64_t v, int bytes) {
   std::string out;
   for (int i = 0; i < bytes; ++i) out += static_cast<char>(v >> 8 * i & 0xff);
   return out;
+}
+
+// Bit by bit, and nothing of the library's
+inline uint32_t builder_crc(std::string_view data) {
+  uint32_t crc = ~0u;
+  for (const char c : data) {
+    crc ^= static_cast<unsigned char>(c);
+    for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ (crc & 1 ? 0xedb88320u : 0);
+  }
+  return ~crc;
 }
 
 inline void patch(std::string& s, size_t at, uint64_t v, int bytes) { s.replace(at, static_cast<size_t>(bytes), little(v, bytes)); }
@@ -28,7 +37,7 @@ class ZipBuilder {
   std::vector<Entry> entries;
 
   void add(const std::string& name, const std::string& data) {
-    const uint32_t crc = crc32(as_bytes(data));
+    const uint32_t crc = builder_crc(data);
     Entry e{name, out_.size(), 0, data.size(), 0};
     out_ += little(0x04034b50, 4) + little(0, 2) + little(flags(), 2) + little(0, 2) + little(0, 4);
     const uint64_t size = descriptors ? 0 : data.size();
@@ -46,7 +55,7 @@ class ZipBuilder {
   std::string finish() {
     central = out_.size();
     for (Entry& e : entries) {
-      const uint32_t crc = crc32(as_bytes(std::string_view(out_).substr(e.data, e.size)));
+      const uint32_t crc = builder_crc(std::string_view(out_).substr(e.data, e.size));
       e.central = out_.size();
       out_ += little(0x02014b50, 4) + little(0, 4) + little(flags(), 2) + little(0, 2) + little(0, 4) + little(crc, 4) + little(e.size, 4) + little(e.size, 4);
       out_ += little(e.name.size(), 2) + little(0, 2) + little(0, 2) + little(0, 2) + little(0, 2) + little(0, 4) + little(e.header, 4) + e.name;

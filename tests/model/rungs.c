@@ -5,7 +5,6 @@
 #include "reference.h"
 
 static struct reference* reference; /* its struct is the `self` of everything here */
-static duetp_device device;
 
 static duet_status run(duetp_stage_fn fn, duetp_queue* q, const duetp_step* s, uint32_t layer, uint32_t which, const duetp_ref* in, size_t n_in, const duetp_ref* out,
                        size_t n_out) {
@@ -57,10 +56,10 @@ static duet_status layers(void* self, duetp_queue* q, const duetp_step* s) {
   const duet_dtype m = s->layers[0]->weights == DUET_BF16 ? DUET_BF16 : DUET_F32;
   duetp_buffer* buffer = NULL;
   duetp_ref b[16];
-  TRY(device.buffer_new(self, 16 * bytes, &buffer));
+  TRY(duet_reference_memory.buffer_new(self, 16 * bytes, &buffer));
   for (uint32_t i = 0; i < 16; ++i) b[i] = (duetp_ref){buffer, i * bytes, i < 6 ? m : DUET_F32, 0};
   const duet_status status = all_layers(q, s, b);
-  device.buffer_free(self, buffer);
+  duet_reference_memory.buffer_free(self, buffer);
   return status;
 }
 
@@ -76,9 +75,8 @@ static duet_status step(void* self, duetp_queue* q, const duetp_step* s) {
 static duetp_ops ops;
 
 static duet_status open_plugin(const duetp_host* host, void** self) {
-  TRY(duet_reference_plugin.open(host, self));
+  TRY(duet_reference_open(host, self));
   reference = *self;
-  device = reference->device;
   memset(&ops, 0, sizeof ops);
   ops.size = sizeof ops;
 #if RUNG == 3
@@ -88,15 +86,7 @@ static duet_status open_plugin(const duetp_host* host, void** self) {
   ops.embed = duet_reference_ops.embed;
   ops.head = duet_reference_ops.head;
 #endif
-  device.ops = &ops;
-  return DUET_OK;
-}
-static void close_plugin(void* self) { duet_reference_plugin.close(self); }
-static uint32_t device_count(void* self) { return duet_reference_plugin.device_count(self); }
-static duet_status device_info(void* self, uint32_t index, duetp_device_info* io) { return duet_reference_plugin.device_info(self, index, io); }
-static duet_status device_open(void* self, uint32_t index, const duetp_device** out) {
-  (void)self, (void)index;
-  *out = &device;
+  reference->device.ops = &ops;
   return DUET_OK;
 }
 
@@ -113,9 +103,9 @@ static const duetp_plugin plugin = {
     .build = "C99",
     .sanitizer = DUETP_SANITIZER,
     .open = open_plugin,
-    .close = close_plugin,
-    .device_count = device_count,
-    .device_info = device_info,
-    .device_open = device_open,
+    .close = duet_reference_close,
+    .device_count = duet_reference_device_count,
+    .device_info = duet_reference_device_info,
+    .device_open = duet_reference_device_open,
 };
 DUETP_DEFINE(plugin);

@@ -3,10 +3,12 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <limits>
 
+#include "formats/pickle_builder.h"
 #include "support/api.h"
 #include "support/golden.h"
 
@@ -23,6 +25,37 @@ std::string save(const State& s, uint32_t slot = 0) {
   check(duet_state_save(s.get(), slot, out.data(), out.size(), &n));
   return out;
 }
+
+// A model of two layers, 16 channels and 32 tokens whose outputs depend on its state. A fresh one's do not: the matrices
+// behind attention and channel mix begin as zero, and get other numbers here.
+struct SmallModel {
+  std::string path = (std::filesystem::temp_directory_path() / ("duet_small_" + std::to_string(::getpid()))).string();
+  explicit SmallModel(const Library& lib) {
+    auto o = DUET_INIT(duet_init_options);
+    o.n_layer = 2;
+    o.n_embd = 16;
+    o.n_vocab = 32;
+    o.head_size = 8;
+    o.overwrite = 1;
+    check(duet_file_init(lib.get(), path.c_str(), &o));
+    std::string bytes = golden::slurp(path);
+    uint64_t header = 0;
+    std::memcpy(&header, bytes.data(), sizeof header);
+    const auto tensors = nlohmann::json::parse(bytes.substr(8, header));
+    for (const auto& [name, t] : tensors.items()) {
+      if (name != "emb.weight" && name.find("att.output") == name.npos && name.find("ffn.value") == name.npos) continue;
+      const size_t begin = t["data_offsets"][0], end = t["data_offsets"][1];
+      for (size_t at = begin; at < end; at += sizeof(float)) {
+        const float v = static_cast<float>(at * 2654435761u % 1000) / 1000 - 0.5f;
+        std::memcpy(bytes.data() + 8 + header + at, &v, sizeof v);
+      }
+    }
+    std::ofstream(path, std::ios::binary) << bytes;
+  }
+  SmallModel(const SmallModel&) = delete;
+  SmallModel& operator=(const SmallModel&) = delete;
+  ~SmallModel() { ::unlink(path.c_str()); }
+};
 
 duet_status load_bytes(const State& s, const std::string& bytes) { return duet_state_load(s.get(), 0, bytes.data(), bytes.size()); }
 
@@ -195,19 +228,91 @@ TEST_CASE("a disk that is full at any byte leaves the old file as it was") {
   std::filesystem::remove_all(folder);
 }
 
-TEST_CASE("restoring two sessions in turn gives the uninterrupted bits") {
-  const auto lib = library();
-  const auto m = load(lib, golden::path("tiny.pth"), backends().back());
+TEST_CASE("a hundred thousand restores of two sessions in turn give the uninterrupted bits") {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  constexpr int32_t kSteps = 2000;
+#else
+  constexpr int32_t kSteps = 100'000;
+#endif
+  const auto lib = library(1);  // the work of a step is too little to share
+  const SmallModel file(lib);
+  const auto m = load(lib, file.path, backends().back());
   const auto x = session(m, DUET_MODE_RECURRENT);
   const auto whole = state(m, 2), s = state(m);
-  std::string saved[2];
-  for (int k = 0; k < 2; ++k) saved[k] = save(s);
-  for (int32_t step = 0; step < 50; ++step)
-    for (uint32_t k = 0; k < 2; ++k) {
-      const int32_t token = (step * 7 + static_cast<int32_t>(k) * 13) % 256;
-      const auto want = forward(x, whole, {token}, k);
-      check(load_bytes(s, saved[k]));
-      REQUIRE(forward(x, s, {token}) == want);
-      saved[k] = save(s);
-    }
+  std::string saved[2] = {save(s), save(s)};
+  double largest = 0;
+  for (int32_t step = 0; step < kSteps; ++step) {
+    const auto k = static_cast<uint32_t>(step & 1);
+    const int32_t token = (step * 7 + static_cast<int32_t>(k) * 13) % 32;
+    const auto want = forward(x, whole, {token}, k);
+    check(load_bytes(s, saved[k]));
+    const auto got = forward(x, s, {token});
+    if (got != want) FAIL("other bits at step " << step);
+    for (const float v : got) largest = std::isfinite(v) ? std::max(largest, std::fabs(double{v})) : HUGE_VAL;
+    saved[k] = save(s);
+  }
+  CHECK(largest < 1e3);
+  for (uint32_t k = 0; k < 2; ++k) {
+    check(load_bytes(s, saved[k]));
+    CHECK(arrays(m, s) == arrays(m, whole, k));
+  }
+  CHECK(arrays(m, whole, 0).wkv != arrays(m, whole, 1).wkv);  // two texts
+}
+
+TEST_CASE("a .pth is read as a state, and one that is hostile runs nothing and changes nothing") {
+  const auto lib = library();
+  const auto m = load(lib, golden::path("tiny.pth"), "reference");
+  const auto s = state(m);
+  (void)forward(session(m, DUET_MODE_PARALLEL), s, kText);
+  const auto before = arrays(m, s);
+  const auto refused = [&](const std::string& bytes, duet_status code, const std::string& part) {
+    const duet_status r = load_bytes(s, bytes);
+    INFO(part << ": " << duet_status_name(r) << ", " << duet_last_error());
+    CHECK(r == code);
+    CHECK(std::string(duet_last_error()).find(part) != std::string::npos);
+    CHECK(arrays(m, s) == before);
+  };
+  const size_t n = 2 * 64 * 64, bytes = n * sizeof(float);
+  std::vector<duet::PthTensor> tensors;
+  std::vector<std::string> storages;
+  for (size_t i = 0; i < 3; ++i) {
+    tensors.push_back({.name = "blocks." + std::to_string(i) + ".att.time_state", .key = std::to_string(i), .elements = int64_t{n}, .shape = {2, 64, 64}, .stride = {64 * 64, 64, 1}});
+    storages.emplace_back(reinterpret_cast<const char*>(before.wkv.data()) + i * bytes, bytes);
+  }
+  const std::string good = duet::pth_of(duet::pickle_of(tensors), storages);
+
+  const std::string canary = std::string(DUET_BUILD) + "/hostile_state";
+  const std::string attack = duet::PickleBuilder().global("posix", "system").raw("(").text("touch " + canary).raw("tR.").bytes;
+  refused(duet::pth_of(attack, storages), DUET_E_FORMAT, "state: pickle archive/data.pkl: global posix.system not allowed");
+  CHECK_FALSE(std::filesystem::exists(canary));
+  duet::PickleBuilder laughs;  // a tuple of two of a tuple of two ..., 34 deep
+  laughs.raw(std::string(")q\0" "0", 4));
+  for (int level = 0; level < 34; ++level) {
+    const std::string get = "h" + std::string(1, static_cast<char>(level));
+    laughs.raw(get + get + "\x86q" + std::string(1, static_cast<char>(level + 1)) + "0");
+  }
+  refused(duet::pth_of(laughs.raw("h\x22.").bytes, storages), DUET_E_FORMAT, "a tuple");
+  auto beyond = tensors;
+  beyond[1].offset = 1;
+  refused(duet::pth_of(duet::pickle_of(beyond), storages), DUET_E_FORMAT, "blocks.1.att.time_state");
+  auto short_of_one = tensors;
+  short_of_one.pop_back();
+  refused(duet::pth_of(duet::pickle_of(short_of_one), storages), DUET_E_FORMAT, "blocks.2.att.time_state");
+  auto turned = tensors;  // copied on reading, hence compared with its checksum
+  turned[0].stride = {64 * 64, 1, 64};
+  std::string damaged = duet::pth_of(duet::pickle_of(turned), storages);
+  damaged[damaged.find(storages[0]) + 5] ^= 1;
+  refused(damaged, DUET_E_FORMAT, "damaged");
+  auto not_finite = storages;
+  const float infinity = std::numeric_limits<float>::infinity();
+  std::memcpy(not_finite[2].data() + 40, &infinity, sizeof infinity);
+  refused(duet::pth_of(duet::pickle_of(tensors), not_finite), DUET_E_NUMERIC, "blocks.2.att.time_state holds inf at element 10");
+  for (size_t cut = 0; cut < good.size(); cut += cut < 3000 ? 1 : 997) {
+    if (load_bytes(s, good.substr(0, cut)) == DUET_OK) FAIL("a state cut at byte " << cut << " was taken");
+  }
+  CHECK(arrays(m, s) == before);
+
+  const auto t = state(m);
+  check(load_bytes(t, good));
+  CHECK(arrays(m, t).wkv == before.wkv);
 }

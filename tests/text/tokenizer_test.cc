@@ -2,11 +2,13 @@
 #include "text/tokenizer.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <map>
 #include <random>
 
 #include "base/error.h"
+#include "support/allocations.h"
 #include "support/catch.h"
 #include "support/golden.h"
 #include "text/small_vocabulary.h"
@@ -22,7 +24,7 @@ const Tokenizer& world() {
 
 std::vector<int32_t> encode(const Tokenizer& t, std::string_view text) {
   std::vector<int32_t> out;
-  t.encode(text, out);
+  t.encode(text, [&](int32_t token) { out.push_back(token); });
   return out;
 }
 
@@ -123,9 +125,33 @@ TEST_CASE("text is never a special token, whatever it spells, and broken UTF-8 s
   CHECK(decode(world(), encode(world(), nul)) == nul);
 }
 
-TEST_CASE("a long run of one byte is encoded in one pass") {
-  const std::string text(4 << 20, '\n');
-  CHECK(decode(world(), encode(world(), text)) == text);
+TEST_CASE("100 MB of text, of one byte or of any, come back from their tokens, and encoding takes no memory") {
+#if defined(__SANITIZE_ADDRESS__)
+  constexpr size_t kBytes = 10'000'000;
+#else
+  constexpr size_t kBytes = 100'000'000;
+#endif
+  const Tokenizer& tokenizer = world();
+  std::mt19937_64 random(3);
+  std::string any(kBytes, '\0');
+  for (size_t i = 0; i + 8 <= kBytes; i += 8) {
+    const uint64_t eight = random();
+    std::memcpy(any.data() + i, &eight, sizeof eight);
+  }
+  for (const std::string& text : {std::string(kBytes, '\n'), any}) {
+    size_t at = 0;
+    bool equal = true;
+    const size_t peak = peak_allocated([&] {
+      tokenizer.encode(text, [&](int32_t token) {
+        const std::string_view bytes = tokenizer.bytes(token);
+        equal = equal && text.compare(at, bytes.size(), bytes) == 0;
+        at += bytes.size();
+      });
+    });
+    CHECK(equal);
+    CHECK(at == kBytes);
+    CHECK(peak < 4096);
+  }
 }
 
 TEST_CASE("each token is the longest that the text begins with") {

@@ -187,7 +187,7 @@ TEST_CASE("many long tokens that share a long prefix") {
   for (int i = 0; i < 2000; ++i) more.push_back(fmt::format("'{}{:04}' 4004", prefix, i));
   const Tokenizer t(small_vocabulary(more), "vocab.txt");
   std::vector<int32_t> tokens;
-  t.encode(prefix + "1999" + prefix + "0000" + prefix.substr(1), tokens);
+  t.encode(prefix + "1999" + prefix + "0000" + prefix.substr(1), [&](int32_t token) { tokens.push_back(token); });
   REQUIRE(tokens.size() == 2 + 3999);
   CHECK(tokens[0] == 257 + 1999);
   CHECK(tokens[1] == 257);

@@ -1,4 +1,6 @@
 // The official initialisation: rules of its table, checked on whole tensors.
+#include <sched.h>
+
 #include <cmath>
 
 #include "model/orthogonal.h"
@@ -113,6 +115,24 @@ TEST_CASE("orthogonal matrices are those of QR with a positive diagonal") {
   float zero[] = {0, 0, 0, 0};
   std::string text;
   CHECK(error_of([&] { orthogonalise(zero, 2, 2); }, text) == DUET_E_NUMERIC);
+}
+
+TEST_CASE("an orthogonal matrix has the same bits on one processor and on all") {
+  cpu_set_t all, one;
+  REQUIRE(::sched_getaffinity(0, sizeof all, &all) == 0);
+  CPU_ZERO(&one);
+  for (int cpu = 0; cpu < CPU_SETSIZE && CPU_COUNT(&one) == 0; ++cpu)
+    if (CPU_ISSET(cpu, &all)) CPU_SET(cpu, &one);
+  for (const auto& [rows, cols] : {std::pair<uint64_t, uint64_t>(300, 300), std::pair<uint64_t, uint64_t>(500, 131)}) {
+    std::vector<float> a(rows * cols);
+    for (size_t i = 0; i < a.size(); ++i) a[i] = static_cast<float>(i * 2654435761u % 1000003 / 1000003.0 - 0.5);
+    std::vector<float> b = a;
+    orthogonalise(a.data(), rows, cols);
+    REQUIRE(::sched_setaffinity(0, sizeof one, &one) == 0);
+    orthogonalise(b.data(), rows, cols);
+    REQUIRE(::sched_setaffinity(0, sizeof all, &all) == 0);
+    CHECK(a == b);
+  }
 }
 
 TEST_CASE("the seed decides, and so do layer and tensor, a dtype only rounds") {
