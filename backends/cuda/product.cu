@@ -358,11 +358,11 @@ __global__ void __launch_bounds__(kThreads, 1) skip_few_kernel(__grid_constant__
       }
     }
   // first over the lanes that have the same outputs, then over the warps
+  for (uint32_t d = across; d < 32; d *= 2)
 #pragma unroll
-  for (uint32_t r = 0; r < kRows; ++r)
+    for (uint32_t r = 0; r < kRows; ++r)
 #pragma unroll
-    for (int j = 0; j < 8; ++j)
-      for (uint32_t d = across; d < 32; d *= 2) sums[r][j] += __shfl_xor_sync(~0u, sums[r][j], d);
+      for (int j = 0; j < 8; ++j) sums[r][j] += __shfl_xor_sync(~0u, sums[r][j], d);
   __syncthreads();  // the lists have been read: their memory is free
   float* parts = reinterpret_cast<float*>(shared);  // [warps][kRows][width]
   if (lane < across)

@@ -142,7 +142,7 @@ __device__ __forceinline__ float2 head_sum(float a, float b, float2 (&part)[N / 
 // Block (head, sequence) of 4 N threads. Thread (value row, quarter) has the N/4 elements of S in the columns 4 quarter + 16 j
 // onward, in registers from one load to one store; the vectors pass through shared memory.
 template <class T, int N>
-__global__ void __launch_bounds__(4 * N, 1536 / (4 * N)) recurrent_heads_kernel(RecurrentHeads a) {
+__global__ void __launch_bounds__(4 * N, 1280 / (4 * N)) recurrent_heads_kernel(RecurrentHeads a) {
   constexpr int kQuads = N / 16;
   __shared__ HeadVectors<N> x;
   __shared__ float2 part[3][N / 32];
