@@ -9,6 +9,7 @@ namespace {
 
 constexpr uint32_t kRowBlock = 64;      // rows of logits in device memory at once
 constexpr size_t kMaxRecordings = 8;
+constexpr uint32_t kSmallFrame = 4096;  // i32: one upload of all of it costs less than five of its parts
 // Tokens of a pass unless the user says otherwise: enough for the device's arithmetic to be what takes the time.
 constexpr uint32_t kPass = 512, kPassOfAccelerator = 2048;
 
@@ -209,11 +210,15 @@ void Session::run_pass(const std::shared_ptr<State>& state, std::span<const Run>
   const auto upload = [&](uint32_t part, uint32_t n) {  // a long pass of the past leaves long parts
     if (n > 0) check_plugin(device_, device_.table.upload(device_.memory_self, queue_, ref(part), w + part, n * sizeof(int32_t)));
   };
-  upload(at.used, 16 * (1 + row_blocks(n_rows)));
-  upload(at.tokens, n_tokens);
-  upload(at.starts, n_seqs + 1);
-  upload(at.slots, n_seqs);
-  upload(at.rows, n_rows);
+  if (at.size <= kSmallFrame) {
+    upload(0, at.size);
+  } else {
+    upload(at.used, 16 * (1 + row_blocks(n_rows)));
+    upload(at.tokens, n_tokens);
+    upload(at.starts, n_seqs + 1);
+    upload(at.slots, n_seqs);
+    upload(at.rows, n_rows);
+  }
 
   const Pass pass{*model_, queue_, frame, state->device_state(), mode, act_};
   const duetp_frame& first_block = blocks.empty() ? frame : blocks[0];

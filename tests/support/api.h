@@ -85,6 +85,9 @@ inline const std::vector<const char*>& backends() {
   return list;
 }
 
+// On a CPU bits depend on less: docs/modes.md.
+inline bool on_cpu(const std::string& backend) { return backend == "reference" || backend == "cpu"; }
+
 struct Batch {
   std::vector<int32_t> tokens;
   std::vector<uint32_t> lengths, slots;
