@@ -9,9 +9,9 @@
 // Along time: what a segment does to the state is S -> S M + D. D is its final state from zero, M that from the identity and without values, so
 // walkers find them as they find a state. The first launch walks the first segment of each sequence, whose state is known, and finds M and D of those
 // between it and the last; in the second every other segment composes its initial state from those before it, in order, and is walked.
-#include "cuda/wkv_chunked.h"
-
 #include <algorithm>
+
+#include "cuda/wkv_chunked.h"
 
 namespace duet_cuda {
 namespace {
@@ -20,6 +20,10 @@ using duet_gpu::Error;
 using duet_gpu::Wkv;
 
 constexpr int kChunk = 16;
+
+// Tensor cores cut off all but ten bits of an operand's mantissa. Half a unit of what remains, added before, turns that into rounding. This factor adds
+// between 0.36 and 0.72 units, which is as good on average (cvt.rna.tf32 is three instructions), and keeps NaN.
+constexpr float kToTf32 = 1.0f + 0.72f / 2048;
 
 // Warps of a block that the registers suffice for.
 template <int N>
@@ -31,9 +35,7 @@ constexpr bool kTakesSegments = N <= 64;
 // ---- instructions -----------------------------------------------------------------------------------------
 __device__ __forceinline__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
-// Tensor cores cut off all but ten bits of an operand's mantissa. Half a unit of what remains, added before, turns that into rounding. This adds
-// between 0.36 and 0.72 units in one multiplication, which is as good on average (cvt.rna.tf32 is three instructions), and keeps NaN.
-__device__ __forceinline__ float to_tf32(float x) { return x * (1.0f + 0.72f / 2048); }
+__device__ __forceinline__ float to_tf32(float x) { return x * kToTf32; }
 
 __device__ __forceinline__ float exp2_approximate(float x) {
   float y;
@@ -187,9 +189,9 @@ __device__ __forceinline__ void fetch_chunk(const Wkv& a, float* stage, uint64_t
     copy_async(stage + Stage<N>::kBeta + to, a.a + from, real);
     copy_async(stage + Stage<N>::kDecay + to, a.w_raw + from, real);
   }
-  const int units = slice / 4;
-  for (int i = lane; i < kChunk * units; i += 32) {
-    const int row = i / units, value = i % units * 4;
+  const int units = slice / 4, value = lane % units * 4;  // units divides 32
+#pragma unroll 1
+  for (int row = lane / units; row < kChunk; row += 32 / units) {
     const bool real = row < valid;
     copy_async(stage + Stage<N>::kValue + row * (slice + 4) + value, a.v + at + (real ? row * width + slice_begin + value : 0), real);
   }
@@ -197,21 +199,38 @@ __device__ __forceinline__ void fetch_chunk(const Wkv& a, float* stage, uint64_t
 }
 
 // Ã, R̃, K̃, B̃ and g from the inputs in their places. A lane owns columns, down which the decays multiply up: as sums of their logarithms,
-// to which tokens that are not there add nothing. Rows are loaded four at a time: the compiler moves no load before a store.
+// to which tokens that are not there add nothing. All logarithms come first, for no one waits for another.
 template <int N, bool kReads>
 __device__ __forceinline__ void scale_rows(float* stage, int valid, int lane) {
-  constexpr int kOwn = N / 32, kRows = 4;
+  constexpr int kOwn = N / 32, kRows = 2;
   constexpr float kLog2E = 1.4426950408889634f, kScale = 0.60653065971263342f;  // exp(-1/2)
-  float sum[kOwn] = {}, before[kOwn];
+  Pack<kOwn> sum[kChunk];
 #pragma unroll
-  for (int e = 0; e < kOwn; ++e) before[e] = 1.0f;
+  for (int row = 0; row < kChunk; ++row) sum[row] = load<kOwn>(stage + Stage<N>::kDecay + tile_at<N>(row, kOwn * lane));
+#pragma unroll
+  for (int row = 0; row < kChunk; ++row) {
+#pragma unroll
+    for (int e = 0; e < kOwn; ++e) {
+      const float gate = reciprocal_approximate(1.0f + exp2_approximate(-kLog2E * sum[row].x[e]));
+      sum[row].x[e] = row < valid ? -kScale * kLog2E * gate : 0.0f;
+    }
+  }
+#pragma unroll
+  for (int row = 1; row < kChunk; ++row) {
+#pragma unroll
+    for (int e = 0; e < kOwn; ++e) sum[row].x[e] += sum[row - 1].x[e];
+  }
+  __syncwarp();  // keeps the compiler from interleaving what is above, row by row, with what is below
+
+  float before[kOwn];  // the decay up to the row before, times kToTf32
+#pragma unroll
+  for (int e = 0; e < kOwn; ++e) before[e] = kToTf32;
 #pragma unroll
   for (int first = 0; first < kChunk; first += kRows) {
-    Pack<kOwn> w_raw[kRows], alpha[kRows], read[kRows], k[kRows], beta[kRows];
+    Pack<kOwn> alpha[kRows], read[kRows], k[kRows], beta[kRows];
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const float* const from = stage + tile_at<N>(first + i, kOwn * lane);
-      w_raw[i] = load<kOwn>(from + Stage<N>::kDecay);
       alpha[i] = load<kOwn>(from + Stage<N>::kAlpha);
       if constexpr (kReads) read[i] = load<kOwn>(from + Stage<N>::kRead);
       k[i] = load<kOwn>(from + Stage<N>::kKey);
@@ -222,13 +241,11 @@ __device__ __forceinline__ void scale_rows(float* stage, int valid, int lane) {
       float* const to = stage + tile_at<N>(first + i, kOwn * lane);
 #pragma unroll
       for (int e = 0; e < kOwn; ++e) {
-        const float gate = reciprocal_approximate(1.0f + exp2_approximate(-kLog2E * w_raw[i].x[e]));
-        if (first + i < valid) sum[e] -= kScale * kLog2E * gate;
-        const float g = exp2_approximate(sum[e]), inverse = exp2_approximate(-sum[e]), kk = alpha[i].x[e];
-        alpha[i].x[e] = to_tf32(-kk * before[e]);
-        if constexpr (kReads) read[i].x[e] = to_tf32(read[i].x[e] * g);
-        k[i].x[e] = to_tf32(k[i].x[e] * inverse);
-        beta[i].x[e] = to_tf32(kk * beta[i].x[e] * inverse);
+        const float g = exp2_approximate(sum[first + i].x[e]) * kToTf32, inverse = exp2_approximate(-sum[first + i].x[e]) * kToTf32;
+        beta[i].x[e] *= alpha[i].x[e] * inverse;
+        alpha[i].x[e] *= -before[e];
+        if constexpr (kReads) read[i].x[e] *= g;
+        k[i].x[e] *= inverse;
         before[e] = g;
       }
       store(to + Stage<N>::kAlpha, alpha[i]);
@@ -238,7 +255,7 @@ __device__ __forceinline__ void scale_rows(float* stage, int valid, int lane) {
     }
   }
 #pragma unroll
-  for (int e = 0; e < kOwn; ++e) stage[Stage<N>::kFinal + final_at(kOwn * lane + e)] = before[e];
+  for (int e = 0; e < kOwn; ++e) stage[Stage<N>::kFinal + final_at(kOwn * lane + e)] = exp2_approximate(sum[kChunk - 1].x[e]);
 }
 
 // A 16 x 16 matrix as two results of `multiply`, columns 0-7 and 8-15.
@@ -461,7 +478,8 @@ __device__ __forceinline__ void load_rest(State<N>& state, const float* transfer
 template <int N>
 __device__ __forceinline__ void store_rest(float* transfer, const State<N>& state, int w, int lane) {
 #pragma unroll
-  for (int j = 0; j < N / 8; ++j) store<4>(transfer + Transfer<N>::rest_at(w, j, lane), {state.tile[j][0], state.tile[j][1], state.tile[j][2], state.tile[j][3]});
+  for (int j = 0; j < N / 8; ++j)
+    store<4>(transfer + Transfer<N>::rest_at(w, j, lane), {state.tile[j][0], state.tile[j][1], state.tile[j][2], state.tile[j][3]});
 }
 
 // state = state M + D. Each operand as a tf32 number and the rest of it: composing rounds no more than f32 does, however many segments there are.
@@ -590,27 +608,28 @@ __device__ __forceinline__ void produce(const Wkv& a, const Share& b, int warp, 
   // A stage is free for a chunk when the walkers are done with the chunk before it there.
   const auto freed = [&](int chunk) { return b.empty + chunk % b.stages; };
   const auto freed_parity = [&](int chunk) { return static_cast<uint32_t>(chunk / b.stages & 1) ^ 1; };
-  if (warp < chunks) {
-    barrier_wait(freed(warp), freed_parity(warp));
-    fetch(warp);
-  }
-  for (int chunk = warp; chunk < chunks; chunk += b.producers) {
+  for (int chunk = warp - b.producers; chunk < chunks; chunk += b.producers) {
+    asm volatile("" : "+r"(lane));  // addresses are then computed anew: kept over the loop, they leave too few registers for rows to overlap
     const int next = chunk + b.producers;
-    const bool ahead = next < chunks && __all_sync(~0u, barrier_passed(freed(next), freed_parity(next)));
-    if (ahead) {
-      fetch(next);
-      copies_wait<1>();
-    } else {
-      copies_wait<0>();
+    bool wanted = next < chunks;
+    if (chunk >= 0) {
+      const bool ahead = wanted && __all_sync(~0u, barrier_passed(freed(next), freed_parity(next)));
+      if (ahead) {
+        fetch(next);
+        wanted = false;
+        copies_wait<1>();
+      } else {
+        copies_wait<0>();
+      }
+      __syncwarp();
+      float* const stage = b.ring + chunk % b.stages * b.stage_size;
+      scale_rows<N, kReads>(stage, min(kChunk, b.length - chunk * kChunk), lane);
+      __syncwarp();
+      couple_tokens<N, kReads>(stage, lane);
+      __syncwarp();
+      if (lane == 0) barrier_arrive(b.full + chunk % b.stages);
     }
-    __syncwarp();
-    float* const stage = b.ring + chunk % b.stages * b.stage_size;
-    scale_rows<N, kReads>(stage, min(kChunk, b.length - chunk * kChunk), lane);
-    __syncwarp();
-    couple_tokens<N, kReads>(stage, lane);
-    __syncwarp();
-    if (lane == 0) barrier_arrive(b.full + chunk % b.stages);
-    if (!ahead && next < chunks) {
+    if (wanted) {
       barrier_wait(freed(next), freed_parity(next));
       fetch(next);
     }
@@ -680,7 +699,16 @@ __global__ void __maxnreg__(N > 64 ? 168 : 128) wkv_chunked_kernel(Wkv a, WkvPla
 
   const uint64_t width = static_cast<uint64_t>(a.n_head) * N;
   const int skipped = static_cast<int>(segment * part.length);
-  const Share share{ring,          full,  empty, producers, stages, stage_size, slice, slice_begin, width, (first + skipped) * width + static_cast<uint64_t>(head) * N,
+  const Share share{ring,
+                    full,
+                    empty,
+                    producers,
+                    stages,
+                    stage_size,
+                    slice,
+                    slice_begin,
+                    width,
+                    (first + skipped) * width + static_cast<uint64_t>(head) * N,
                     min(static_cast<int>(part.length), tokens - skipped)};
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, walker = warp - producers;
   if (warp < producers) {
@@ -692,7 +720,9 @@ __global__ void __maxnreg__(N > 64 ? 168 : 128) wkv_chunked_kernel(Wkv a, WkvPla
   const int warp_value = walker % (slice / 16) * 16, row_begin = slice_begin + warp_value;
   const bool valued = walker < slice / 16;  // else one that finds M
   float* const rows = a.state + (slot < 0 ? 0 : slot * a.slot_stride) + (static_cast<uint64_t>(head) * N + row_begin) * N;
-  const auto transfer_of = [&](uint32_t i) { return part.transfers + (static_cast<uint64_t>(first / part.length + seq + i) * a.n_head + head) * Transfer<N>::kSize; };
+  const auto transfer_of = [&](uint32_t i) {
+    return part.transfers + (static_cast<uint64_t>(first / part.length + seq + i) * a.n_head + head) * Transfer<N>::kSize;
+  };
   State<N> state;
   if (segment == 0) {
     if (slot >= 0) state.each(lane, [&](float& x, int row, int key) { x = rows[row * N + key]; });
