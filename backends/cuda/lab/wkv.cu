@@ -226,7 +226,23 @@ std::string describe(const Case& c) {
   return c.lengths.size() > 9 ? s + ",.." : s;
 }
 std::string describe(const WkvPlan& p) {
-  return "slice " + std::to_string(p.slice) + " producers " + std::to_string(p.producers) + " stages " + std::to_string(p.stages);
+  return "slice " + std::to_string(p.slice) + " producers " + std::to_string(p.producers) + " stages " + std::to_string(p.stages) +
+         (p.segment ? " segment " + std::to_string(p.segment) : "");
+}
+
+// Scratch memory is poison before, and must be so behind its end.
+cudaError_t run_plan(const Wkv& a, const WkvPlan& plan) {
+  const uint64_t bytes = duet_cuda::wkv_scratch_bytes(plan, a.n_tokens, a.n_seqs, a.n_head, a.head_size), behind = 4096;
+  Device<unsigned char> scratch(bytes + behind);
+  check_or_quit(cudaMemset(scratch.data, 0xff, bytes + behind), "cudaMemset");
+  const cudaError_t error = duet_cuda::wkv_chunked(a, plan, scratch.data, nullptr);
+  if (error != cudaSuccess) return error;
+  check_or_quit(cudaDeviceSynchronize(), "wkv_chunked");
+  const std::vector<unsigned char> after = scratch.read();
+  if (std::all_of(after.begin() + static_cast<int64_t>(bytes), after.end(), [](unsigned char x) { return x == 0xff; })) return cudaSuccess;
+  std::printf("FAIL wrote behind the scratch memory\n");
+  ++failures;
+  return cudaSuccess;
 }
 
 constexpr double kChunkedBound = 1e-3, kSequentialBound = 1e-5;
@@ -236,16 +252,30 @@ void test_one(const Case& c, bool sequential, bool chunked) {
   if (sequential)
     test("sequential " + describe(c), c, h, c.head_size == 1 ? 1e-3 : kSequentialBound,  // the sums of one head of one channel may cancel
          [](const Wkv& a) { return duet_gpu::wkv_sequential(a, nullptr); });
-  if (chunked) test("chunked " + describe(c), c, h, kChunkedBound, [](const Wkv& a) { return duet_cuda::wkv_chunked(a, nullptr); });
+  if (chunked) test("chunked " + describe(c), c, h, kChunkedBound, [](const Wkv& a) { return duet_cuda::wkv_chunked(a, nullptr, nullptr); });
 }
 
 void test_plans(const Case& c, const std::vector<WkvPlan>& plans) {
   const Host h = make(c);
-  for (const WkvPlan& p : plans)
-    test("chunked " + describe(c) + " " + describe(p), c, h, kChunkedBound, [&](const Wkv& a) { return duet_cuda::wkv_chunked(a, p, nullptr); });
+  for (const WkvPlan& p : plans) test("chunked " + describe(c) + " " + describe(p), c, h, kChunkedBound, [&](const Wkv& a) { return run_plan(a, p); });
 }
 
 Case single(uint32_t n_head, uint32_t head_size, int length, Data data = Data::kUniform) { return {n_head, head_size, {length}, {1}, 3, data}; }
+
+void test_segments(const Case& pack) {
+  const std::vector<WkvPlan> plans = {{64, 8, 9, 64}, {64, 2, 3, 48}, {32, 4, 9, 96}, {16, 10, 10, 112}, {64, 8, 8, 16}};
+  for (int t : {63, 64, 65, 127, 128, 129, 192, 193, 777}) test_plans(single(2, 64, t), {plans[0]});
+  test_plans(single(1, 64, 200), plans);
+  test_plans(pack, plans);
+  Case ragged{3, 64, {300, 0, 64, 65, 1, 129, 130, 17}, {4, 2, -1, 0, 6, 1, -1, 3}, 8, Data::kUniform};
+  test_plans(ragged, plans);
+  for (Data d : {Data::kFastest, Data::kSlow, Data::kAlike}) test_plans(single(2, 64, 1000, d), {plans[0], plans[4]});
+  test_plans(single(2, 32, 300), {{32, 8, 10, 64}, {16, 3, 4, 32}});
+  const Case chosen = single(3, 64, 2000);  // long enough for segments to be taken
+  const Host h = make(chosen);
+  test("chunked, plan with segments " + describe(chosen), chosen, h, kChunkedBound,
+       [](const Wkv& a) { return run_plan(a, duet_cuda::wkv_plan(a.n_tokens, a.n_seqs, a.n_head, a.head_size, true)); });
+}
 
 void test_all() {
   for (int t : {1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65}) test_one(single(3, 64, t), true, true);
@@ -258,10 +288,11 @@ void test_all() {
   test_one(single(1, 64, 4096, Data::kFastest), true, true);
   const Case pack{3, 64, {5, 0, 16, 1, 33, 0, 70}, {4, 2, -1, 0, 6, -1, 3}, 8, Data::kUniform};
   test_one(pack, true, true);
-  test_plans(pack, {{64, 4, 4}, {64, 1, 1}, {32, 3, 3}, {32, 2, 4}, {16, 10, 10}, {16, 2, 3}, {16, 5, 7}, {64, 2, 4}});
-  test_plans(single(2, 64, 777), {{64, 4, 4}, {64, 1, 1}, {32, 3, 3}, {32, 2, 4}, {16, 10, 10}, {16, 2, 3}, {16, 5, 7}, {64, 3, 4}});
-  test_plans(single(1, 128, 100), {{128, 4, 4}, {64, 2, 2}, {16, 4, 5}});
-  test_plans(single(1, 32, 100), {{32, 4, 4}, {16, 4, 9}});
+  test_plans(pack, {{64, 4, 4, 0}, {64, 1, 1, 0}, {32, 3, 3, 0}, {32, 2, 4, 0}, {16, 10, 10, 0}, {16, 2, 3, 0}, {16, 5, 7, 0}, {64, 2, 4, 0}});
+  test_plans(single(2, 64, 777), {{64, 4, 4, 0}, {64, 1, 1, 0}, {32, 3, 3, 0}, {32, 2, 4, 0}, {16, 10, 10, 0}, {16, 2, 3, 0}, {16, 5, 7, 0}, {64, 3, 4, 0}});
+  test_plans(single(1, 128, 100), {{128, 4, 4, 0}, {64, 2, 2, 0}, {16, 4, 5, 0}});
+  test_plans(single(1, 32, 100), {{32, 4, 4, 0}, {16, 4, 9, 0}});
+  test_segments(pack);
   Case many{2, 64, {}, {}, 300, Data::kUniform};
   Case decode = many;
   for (int i = 0; i < 290; ++i) {
@@ -390,20 +421,32 @@ template <class Run>
 void time_one(const Bench& b, const std::string& what, double target_ms, Run run) {
   const int batch = b.elements > (1 << 25) ? 1 : 6;
   const double ms = median_ms(batch, [&](int i) { return run(b.args(i)); });
-  std::printf("time %-20s %-42s %8.4f ms  %6.0f MB  %5.1f %% of the copy rate  %7.1f ns a token", b.name().c_str(), what.c_str(), ms, b.bytes() / 1e6,
+  std::printf("time %-20s %-52s %8.4f ms  %6.0f MB  %5.1f %% of the copy rate  %7.1f ns a token", b.name().c_str(), what.c_str(), ms, b.bytes() / 1e6,
               100 * b.bytes() / ms / copy_rate, ms * 1e6 / b.length);
   if (target_ms > 0) std::printf("  target %.3f %s", target_ms, ms <= target_ms ? "met" : "MISSED");
   std::printf("\n");
   std::fflush(stdout);
 }
 
+// Nothing for a plan that does not fit.
+void time_plan(const Bench& b, const WkvPlan& p, double target_ms) {
+  const Wkv first = b.args(0);
+  Device<unsigned char> scratch(duet_cuda::wkv_scratch_bytes(p, first.n_tokens, first.n_seqs, first.n_head, first.head_size));
+  const cudaError_t error = duet_cuda::wkv_chunked(first, p, scratch.data, nullptr);
+  if (error != cudaSuccess) {
+    std::printf("     %-20s %-42s not launched: %s\n", b.name().c_str(), describe(p).c_str(), cudaGetErrorString(error));
+    return;
+  }
+  time_one(b, "chunked " + describe(p), target_ms, [&](const Wkv& a) { return duet_cuda::wkv_chunked(a, p, scratch.data, nullptr); });
+}
+
 struct Size {
   uint32_t batch, length, n_head, head_size;
   double target_ms;
 };
-const Size kSizes[] = {{8, 4096, 32, 64, 0.9}, {8, 4096, 64, 64, 0},    {8, 4096, 12, 64, 0}, {1, 65536, 32, 64, 3.5},
-                       {1, 4096, 32, 64, 0},   {1, 2048, 64, 64, 0.15}, {1, 2048, 32, 64, 0}, {1, 2048, 12, 64, 0.12},
-                       {1, 512, 32, 64, 0},    {64, 64, 32, 64, 0},     {8, 4096, 64, 32, 0}, {8, 4096, 16, 128, 0}};
+const Size kSizes[] = {{8, 4096, 32, 64, 0.9}, {8, 4096, 64, 64, 0},    {8, 4096, 12, 64, 0},    {1, 65536, 32, 64, 3.0},
+                       {1, 4096, 32, 64, 0},   {1, 2048, 64, 64, 0.15}, {1, 2048, 32, 64, 0.12}, {1, 2048, 12, 64, 0.07},
+                       {1, 512, 32, 64, 0},    {64, 64, 32, 64, 0},     {8, 4096, 64, 32, 0},    {8, 4096, 16, 128, 0}};
 
 void time_all() {
   for (uint32_t batch : {1u, 32u, 128u, 512u}) {
@@ -412,33 +455,28 @@ void time_all() {
   }
   for (const Size& s : kSizes) {
     const Bench b(s.batch, s.length, s.n_head, s.head_size);
-    const WkvPlan p = duet_cuda::wkv_plan(s.batch, s.n_head, s.head_size);
-    time_one(b, "chunked " + describe(p), s.target_ms, [](const Wkv& a) { return duet_cuda::wkv_chunked(a, nullptr); });
-    if (s.length <= 4096) time_one(b, "sequential", 0, [](const Wkv& a) { return duet_gpu::wkv_sequential(a, nullptr); });
+    for (bool segments : {false, true}) {
+      const WkvPlan p = duet_cuda::wkv_plan(s.batch * s.length, s.batch, s.n_head, s.head_size, segments);
+      if (segments && p.segment == 0) continue;
+      time_plan(b, p, s.target_ms);
+    }
+    if (s.length <= 2048) time_one(b, "sequential", 0, [](const Wkv& a) { return duet_gpu::wkv_sequential(a, nullptr); });
   }
 }
 
-// Which plan is best where. Those that do not fit are left out.
+// Which plan is best where.
 void time_plans() {
   for (const Size& s : kSizes) {
-    if (s.head_size != 64 || s.length > 4096) continue;
+    if (s.head_size != 64) continue;
     const Bench b(s.batch, s.length, s.n_head, s.head_size);
-    for (const WkvPlan& p : std::initializer_list<WkvPlan>{{64, 2, 4},
-                                                           {64, 3, 4},
-                                                           {64, 4, 4},
-                                                           {64, 4, 8},
-                                                           {64, 8, 8},
-                                                           {32, 3, 4},
-                                                           {32, 4, 4},
-                                                           {32, 6, 9},
-                                                           {32, 9, 9},
-                                                           {16, 3, 5},
-                                                           {16, 5, 5},
-                                                           {16, 5, 10},
-                                                           {16, 7, 10},
-                                                           {16, 10, 10}}) {
-      if (duet_cuda::wkv_chunked(b.args(0), p, nullptr) != cudaSuccess) continue;
-      time_one(b, describe(p), 0, [&](const Wkv& a) { return duet_cuda::wkv_chunked(a, p, nullptr); });
+    const uint32_t pairs = s.batch * s.n_head;
+    for (const WkvPlan& p : std::initializer_list<WkvPlan>{
+             {64, 2, 4, 0}, {64, 4, 4, 0}, {64, 8, 9, 0}, {32, 4, 4, 0}, {32, 9, 9, 0}, {16, 3, 10, 0}, {16, 5, 10, 0}, {16, 10, 10, 0}})
+      time_plan(b, p, 0);
+    for (uint32_t segments : {2u, 3u, 4u, 5u, 6u, 9u, 12u, 16u, 23u}) {
+      const uint32_t length = (s.length / 16 + segments - 1) / segments * 16;
+      if (pairs * (segments - 1) > 264 || length < 48) continue;
+      for (const WkvPlan& p : std::initializer_list<WkvPlan>{{64, 4, 9, length}, {64, 8, 9, length}, {32, 9, 9, length}}) time_plan(b, p, 0);
     }
   }
 }
