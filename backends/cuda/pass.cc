@@ -17,7 +17,7 @@ constexpr uint32_t kChunkedFrom = 32;
 }  // namespace
 
 Pass::Pass(duetp_queue& queue, const duetp_frame& f, duetp_state* s, duet_mode m, const duetp_layer& l)
-    : q(queue), frame(f), state(s), mode(m), weights(l.weights), scratch(queue.reserve(l.shape, l.weights, f.n_tokens, f.n_rows)) {
+    : q(queue), frame(f), state(s), mode(m), weights(l.weights), scratch(queue.reserve(l.shape, l.weights, f.n_tokens, f.n_seqs, f.n_rows)) {
   packed = {pointer<int32_t>(f.used), pointer<int32_t>(f.starts), pointer<int32_t>(f.slots), f.n_tokens, f.n_seqs};
 }
 
@@ -126,7 +126,7 @@ duet_gpu::Wkv Pass::wkv_arguments(const duetp_layer& l) const {
 // The chunked form rounds what it multiplies, which bf16 promises and no other: in f32 and f16 the tokens are walked one by one.
 void Pass::wkv(const duet_gpu::Wkv& a) const {
   const bool chunked = !single() && bf16() && frame.max_len >= kChunkedFrom && wkv_chunked_takes(a.head_size);
-  check(chunked ? wkv_chunked(a, q.stream) : duet_gpu::wkv_sequential(a, q.stream), "wkv");
+  check(chunked ? wkv_chunked(a, scratch.wkv, q.stream) : duet_gpu::wkv_sequential(a, q.stream), "wkv");
 }
 
 duet_gpu::PrepareWeights prepare_weights(const duetp_layer& l) {

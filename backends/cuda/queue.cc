@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "product.h"
+#include "wkv_chunked.h"
 
 struct duetp_record {
   cudaGraphExec_t graph;
@@ -32,7 +32,7 @@ class Layout {
   uint64_t at_ = 0;
 };
 
-uint64_t lay_out(Scratch& s, char* base, const duetp_shape& shape, duet_dtype weights, uint64_t n_tokens, uint64_t n_rows) {
+uint64_t lay_out(Scratch& s, char* base, const duetp_shape& shape, duet_dtype weights, uint64_t n_tokens, uint64_t n_seqs, uint64_t n_rows) {
   const uint64_t C = shape.n_embd, input = weights == DUET_BF16 ? 2 : 4, ranks = shape.rank_w + shape.rank_a + shape.rank_v + shape.rank_g;
   Layout layout(base);
   s.places = reinterpret_cast<duet_gpu::Place*>(layout.next(n_tokens * sizeof(duet_gpu::Place)));
@@ -52,6 +52,8 @@ uint64_t lay_out(Scratch& s, char* base, const duetp_shape& shape, duet_dtype we
   s.y = s.lv;
   s.inner = layout.next(n_tokens * shape.n_ffn * input);
   s.inner_f32 = layout.floats(n_tokens * shape.n_ffn);
+  const uint64_t wkv = wkv_scratch_bytes(static_cast<uint32_t>(n_tokens), static_cast<uint32_t>(n_seqs), shape.n_head, shape.head_size);
+  s.wkv = wkv > 0 ? layout.next(wkv) : nullptr;
   s.hidden = layout.next(n_rows * C * input);
   return layout.bytes();
 }
@@ -182,9 +184,9 @@ char* duetp_queue::grow(std::vector<Memory>& m, uint64_t bytes, const char* what
   return m.back().data();
 }
 
-Scratch duetp_queue::reserve(const duetp_shape& shape, duet_dtype weights, uint32_t n_tokens, uint32_t n_rows) {
+Scratch duetp_queue::reserve(const duetp_shape& shape, duet_dtype weights, uint32_t n_tokens, uint32_t n_seqs, uint32_t n_rows) {
   Scratch s{};
-  const uint64_t bytes = lay_out(s, nullptr, shape, weights, n_tokens, n_rows);
-  lay_out(s, grow(scratch, bytes, "scratch memory of a pass"), shape, weights, n_tokens, n_rows);
+  const uint64_t bytes = lay_out(s, nullptr, shape, weights, n_tokens, n_seqs, n_rows);
+  lay_out(s, grow(scratch, bytes, "scratch memory of a pass"), shape, weights, n_tokens, n_seqs, n_rows);
   return s;
 }

@@ -35,6 +35,7 @@ struct Scratch {
   float* y;                 // shares lv
   char* inner;              // m [n_tokens, F]: relu^2 of channel mix
   float* inner_f32;         // the same before relu^2
+  char* wkv;                // what wkv needs to cut along time; null: it would not
   char* hidden;             // m [rows, C]: the head's input
 };
 
@@ -59,8 +60,8 @@ struct duetp_queue {
   void check(cudaError_t e, const char* what) { device.check(e, what); }
   void wait();
   void gemm(const duet_cuda::Gemm& g);
-  // Scratch for a pass of that many tokens and rows of the head; lives until the next call of it, or in a recording for good.
-  duet_cuda::Scratch reserve(const duetp_shape& shape, duet_dtype weights, uint32_t n_tokens, uint32_t n_rows);
+  // Scratch for a pass of that many tokens, sequences and rows of the head; lives until the next call of it, or in a recording for good.
+  duet_cuda::Scratch reserve(const duetp_shape& shape, duet_dtype weights, uint32_t n_tokens, uint32_t n_seqs, uint32_t n_rows);
   // What a product needs to add up its parts in a fixed order: zero between them.
   char* reserve_split(uint64_t bytes) { return grow(split, bytes, "scratch memory of a product"); }
 
