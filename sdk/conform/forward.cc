@@ -34,10 +34,10 @@ Outcome Forward::outcome() {
   for (const auto& f : f_) (void)f->read();
   Outcome out;
   const uint32_t C = model_.shape.n_embd;
-  out.outputs["logits"] = {logits_->read(), DUET_F32, model_.shape.n_vocab};
-  out.outputs["hidden"] = {hidden_->read(), DUET_F32, C};
-  out.outputs["x"] = {f_[x]->read(), DUET_F32, C};
-  out.outputs["v_first"] = {f_[v_first]->read(), DUET_F32, C};
+  out.outputs["logits"] = Outcome::Output(logits_->read(), DUET_F32, model_.shape.n_vocab);
+  out.outputs["hidden"] = Outcome::Output(hidden_->read(), DUET_F32, C);
+  out.outputs["x"] = Outcome::Output(f_[x]->read(), DUET_F32, C);
+  out.outputs["v_first"] = Outcome::Output(f_[v_first]->read(), DUET_F32, C);
   return out;
 }
 

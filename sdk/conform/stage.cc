@@ -143,7 +143,7 @@ Outcome run_stage(Device& d, const Model& m, const Model::Layers& layers, const 
   for (const Argument& a : c.arguments) {
     const Place& p = places[a.name];
     std::vector<unsigned char> bytes = p.memory->read();
-    if (a.out >= 0) out.outputs[a.name] = {std::move(bytes), p.memory->dtype(), p.columns};
+    if (a.out >= 0) out.outputs[a.name] = Outcome::Output(std::move(bytes), p.memory->dtype(), p.columns);
     else if (!std::equal(p.data.begin(), p.data.end(), bytes.begin())) throw std::runtime_error(std::string(a.name) + ": written to, though it is only read");
   }
   return out;

@@ -43,9 +43,13 @@ std::vector<StageCase> stage_cases();
 
 struct Outcome {
   struct Output {
-    std::vector<unsigned char> bytes;  // with all of the capacity: what the stage did not write has all bits set
+    std::vector<unsigned char> bytes;  // of the rows in use: what the stage did not write has all bits set
     duet_dtype dtype;
     uint32_t columns;
+    Output() = default;
+    Output(std::vector<unsigned char> capacity, duet_dtype t, uint32_t n) : bytes(std::move(capacity)), dtype(t), columns(n) {
+      bytes.resize(bytes.size() - size_t{Frame::kSpare} * columns * bytes_of(t));  // what rows beyond hold says nothing
+    }
     bool operator==(const Output& o) const { return bytes == o.bytes; }
   };
   std::map<std::string, Output> outputs;  // by argument
