@@ -31,7 +31,8 @@ struct GenerationSpeed {
   double seconds_per_step;
 };
 struct Figures {
-  double load_s = 0, first_token_s = 0, memory_limit = 0;  // s, s after loading, bytes/s
+  double load_s = 0, first_token_s = 0, memory_limit = 0;  // s, s after loading, bytes/s (0: not known)
+  bool limit_measured = false;
   uint64_t peak_memory = 0;
   std::vector<PromptSpeed> prompts;
   std::vector<GenerationSpeed> generations;
@@ -111,7 +112,20 @@ Model open_model(duet_library* library, ModelOptions& options, const Wanted& w, 
   return make<Model>(duet_model_random, library, &random, &o);
 }
 
-Figures measure(duet_model* model, const Wanted& w, uint32_t threads, double load_s, bool quiet) {
+// What bounds generation: measured where this machine's own memory is read, else what the device says of its memory.
+void limit_of(duet_library* library, const char* device, uint32_t threads, Figures& f) {
+  uint32_t n = 0;
+  check(duet_device_count(library, &n));
+  for (uint32_t i = 0; i < n; ++i) {
+    auto info = DUET_INIT(duet_device_info);
+    check(duet_device_get(library, i, &info));
+    if (std::string(info.spec) != device) continue;
+    f.limit_measured = info.kind == 0;
+    f.memory_limit = f.limit_measured ? memory_read_speed(threads) : static_cast<double>(info.bytes_per_s);
+  }
+}
+
+Figures measure(duet_library* library, duet_model* model, const Wanted& w, uint32_t threads, double load_s, bool quiet) {
   const uint32_t n_vocab = info_of(model).n_vocab;
   Figures f;
   f.load_s = load_s;
@@ -133,7 +147,7 @@ Figures measure(duet_model* model, const Wanted& w, uint32_t threads, double loa
     progress.update(f.prompts.size() + f.generations.size(), n);
   }
   f.peak_memory = peak_memory();  // before the next line's own buffers
-  f.memory_limit = memory_read_speed(threads);
+  limit_of(library, info_of(model).device, threads, f);
   return f;
 }
 
@@ -143,11 +157,11 @@ std::string as_json(const Figures& f, const duet_model_info& m, const std::strin
   for (const PromptSpeed& p : f.prompts) prompts.push_back({{"tokens", p.tokens}, {"seconds", p.seconds}, {"tokens_per_second", p.tokens / p.seconds}});
   for (const GenerationSpeed& g : f.generations) {
     const double read = static_cast<double>(m.bytes_per_token) / g.seconds_per_step;
-    generations.push_back({{"batch", g.batch}, {"tokens_per_second", g.batch / g.seconds_per_step}, {"seconds_per_step", g.seconds_per_step}, {"bytes_per_second", read}, {"share_of_memory_limit", read / f.memory_limit}});
+    generations.push_back({{"batch", g.batch}, {"tokens_per_second", g.batch / g.seconds_per_step}, {"seconds_per_step", g.seconds_per_step}, {"bytes_per_second", read}, {"share_of_memory_limit", f.memory_limit > 0 ? Json(read / f.memory_limit) : Json()}});
   }
   const Json out = {{"version", duet_version_string()}, {"model", name}, {"backend", m.device}, {"dtype", dtype_name(m.weights)}, {"threads", threads}, {"repeat", w.repeat},
                     {"relu2", w.relu2 > 0 ? Json(w.relu2) : Json()}, {"parameters", m.n_params}, {"weight_bytes", m.weight_bytes}, {"bytes_per_token", m.bytes_per_token},
-                    {"load_seconds", f.load_s}, {"first_token_seconds", f.first_token_s}, {"peak_memory_bytes", f.peak_memory}, {"memory_bytes_per_second", f.memory_limit},
+                    {"load_seconds", f.load_s}, {"first_token_seconds", f.first_token_s}, {"peak_memory_bytes", f.peak_memory}, {"memory_bytes_per_second", f.memory_limit > 0 ? Json(f.memory_limit) : Json()}, {"memory_measured", f.limit_measured},
                     {"prompt", prompts}, {"generation", generations}};
   return out.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
 }
@@ -157,14 +171,18 @@ std::string as_text(const Figures& f, const duet_model_info& m, const std::strin
                                 w.relu2 > 0 ? fmt::format(", {:.0f} % of relu^2 not zero", 100 * w.relu2) : "");
   out += fmt::format("computed on   {}, {} threads; medians of {}\n", m.device, threads, w.repeat);
   out += fmt::format("loading       {:.3f} s, first token {:.3f} s later ({} tokens of prompt)\n", f.load_s, f.first_token_s, kShortPrompt);
-  out += fmt::format("memory        {} at most, {} of it weights; streams at {:.1f} GB/s\n", bytes_text(f.peak_memory), bytes_text(m.weight_bytes), f.memory_limit / 1e9);
+  out += fmt::format("memory        {} at most, {} of weights; {}\n", bytes_text(f.peak_memory), bytes_text(m.weight_bytes),
+                     f.limit_measured        ? fmt::format("streams at {:.1f} GB/s", f.memory_limit / 1e9)
+                     : f.memory_limit > 0 ? fmt::format("the device's streams at {:.0f} GB/s by its data sheet", f.memory_limit / 1e9)
+                                          : "how fast the device's streams is not known");
   out += fmt::format("one token     reads {} of weights\n", bytes_text(m.bytes_per_token));
   out += "\nprompt, parallel mode\n  tokens       tok/s         s\n";
   for (const PromptSpeed& p : f.prompts) out += fmt::format("{:8} {:11.1f} {:9.4f}\n", p.tokens, p.tokens / p.seconds, p.seconds);
   out += "\ngeneration, recurrent mode\n   batch       tok/s   ms/step      GB/s  of the memory's\n";
   for (const GenerationSpeed& g : f.generations) {
     const double read = static_cast<double>(m.bytes_per_token) / g.seconds_per_step;
-    out += fmt::format("{:8} {:11.1f} {:9.3f} {:9.1f} {:6.0f} %\n", g.batch, g.batch / g.seconds_per_step, 1e3 * g.seconds_per_step, read / 1e9, 100 * read / f.memory_limit);
+    out += fmt::format("{:8} {:11.1f} {:9.3f} {:9.1f} {:>8}\n", g.batch, g.batch / g.seconds_per_step, 1e3 * g.seconds_per_step, read / 1e9,
+                       f.memory_limit > 0 ? fmt::format("{:.0f} %", 100 * read / f.memory_limit) : "?");
   }
   return out;
 }
@@ -197,7 +215,7 @@ void run_bench(const Arguments& arguments) {
   const double begin = seconds_now();
   const Library library = library_options.open();
   const Model model = open_model(library.get(), model_options, w, library_options.quiet);
-  const Figures figures = measure(model.get(), w, threads, seconds_now() - begin, library_options.quiet);
+  const Figures figures = measure(library.get(), model.get(), w, threads, seconds_now() - begin, library_options.quiet);
   const std::string name = w.shape.empty() ? model_options.path : "random weights, shape " + w.shape;
   write_out((w.json ? as_json : as_text)(figures, info_of(model.get()), name, w, threads));
 }
