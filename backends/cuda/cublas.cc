@@ -101,11 +101,11 @@ const Cublas::Plan& Cublas::plan(const Gemm& g, uint64_t workspace_bytes) {
   const size_t bytes = workspace_bytes;
   // a product split along n_in adds its parts up in place and in any order: not the same bits every time
   const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_MASK & ~CUBLASLT_REDUCTION_SCHEME_INPLACE;
-  const uint32_t alignment = 64;  // of a duetp_ref
+  const uint32_t alignment = g.n_in % 64 == 0 && g.n_out % 64 == 0 ? 64 : 16;  // a duetp_ref's, but matrices that follow others lie as their sizes let them
   int found = 0;
   cublasStatus_t s = lt.cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes);
   if (s == CUBLAS_STATUS_SUCCESS) s = lt.cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions);
-  for (const cublasLtMatmulPreferenceAttributes_t of : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+  for (const cublasLtMatmulPreferenceAttributes_t of : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
     if (s == CUBLAS_STATUS_SUCCESS) s = lt.cublasLtMatmulPreferenceSetAttribute(preference, of, &alignment, sizeof alignment);
   if (s == CUBLAS_STATUS_SUCCESS) s = lt.cublasLtMatmulAlgoGetHeuristic(lt.handle, p->product, p->w, p->x, p->y, p->y, preference, 1, &p->choice, &found);
   lt.cublasLtMatmulPreferenceDestroy(preference);

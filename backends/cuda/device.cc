@@ -17,6 +17,13 @@ bool is_recoverable(cudaError_t e) {
     case cudaErrorStreamCaptureInvalidated:
     case cudaErrorStreamCaptureImplicit:
     case cudaErrorStreamCaptureUnjoined:
+    case cudaErrorStreamCaptureUnmatched:
+    case cudaErrorStreamCaptureIsolation:
+    case cudaErrorStreamCaptureMerge:
+    case cudaErrorStreamCaptureWrongThread:
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorInvalidDeviceFunction:
+    case cudaErrorInvalidDevice:
     case cudaErrorNotSupported: return true;
     default: return false;
   }

@@ -48,6 +48,7 @@ struct Device {
   const duetp_host* host;
   duetp_device table;
   int index;
+  int compute_major;  // of the compute capability
   cudaStream_t setup;  // for what must be done before a queue's next work, also while that queue records
   Cublas cublas;
   std::mutex fault_mutex;
@@ -61,6 +62,24 @@ struct Device {
   void zero(const Memory& m);  // and waits for it
 };
 
+// Makes a device the calling thread's, and gives the thread back its own.
+class OnDevice {
+ public:
+  explicit OnDevice(int index) {
+    if (cudaGetDevice(&before_) == cudaSuccess && before_ != index) changed_ = true;
+    result = changed_ ? cudaSetDevice(index) : cudaSuccess;
+  }
+  ~OnDevice() {
+    if (changed_) (void)cudaSetDevice(before_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  cudaError_t result;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
 // Runs f at the border: on this device, no exception comes out, and after a fault of the device f does not run at all.
 template <class F>
 duet_status guarded(void* self, F&& f) {
@@ -70,7 +89,8 @@ duet_status guarded(void* self, F&& f) {
       std::lock_guard lock(d.fault_mutex);
       if (!d.fault.empty()) throw Failure(DUET_E_DEVICE, d.fault);
     }
-    d.check(cudaSetDevice(d.index), "choosing the device");
+    const OnDevice here(d.index);
+    d.check(here.result, "choosing the device");
     f(d);
     return DUET_OK;
   } catch (const Failure& e) {

@@ -5,6 +5,7 @@
 #include "device.h"
 #include "gpu/norm.h"
 #include "gpu/shape.h"
+#include "product.h"
 
 namespace duet_cuda {
 namespace {
@@ -72,17 +73,21 @@ duet_status layer_export(void* self, const duetp_layer* l, uint32_t id, void* ds
 }
 
 void layer_free(void* self, duetp_layer* l) {
-  (void)cudaSetDevice(static_cast<Device*>(self)->index);
+  const OnDevice here(static_cast<Device*>(self)->index);
   delete l;
 }
 
 }  // namespace
 
-const char* refuses(void*, const duetp_shape* shape, duet_dtype weights, uint32_t rung) {
+const char* refuses(void* self, const duetp_shape* shape, duet_dtype weights, uint32_t rung) {
+  const Device& d = *static_cast<Device*>(self);
+  if (d.compute_major < 8) return "the CUDA backend needs a GPU of compute capability 8.0 or newer";
   if (rung > 2) return "the CUDA backend implements the stages (rung 1) and runs of layers (rung 2) only";
   if (weights != DUET_F32 && weights != DUET_BF16 && weights != DUET_F16) return "the CUDA backend takes weights in f32, bf16 and f16 only";
   if (shape->head_size % 8 != 0 || shape->head_size > 256) return "the CUDA backend takes head sizes that are multiples of 8 up to 256";
   if (shape->n_embd > duet_gpu::kMaxWidth) return "the CUDA backend takes widths up to 8192";
+  const OnDevice here(d.index);
+  if (shape->n_ffn > most_skipped_inputs(weights)) return "n_ffn is more than this GPU's shared memory has room for in the channel mix";
   return nullptr;
 }
 

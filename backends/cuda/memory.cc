@@ -14,7 +14,7 @@ duet_status buffer_new(void* self, uint64_t bytes, duetp_buffer** out) {
 }
 
 void buffer_free(void* self, duetp_buffer* b) {
-  (void)cudaSetDevice(static_cast<Device*>(self)->index);
+  const OnDevice here(static_cast<Device*>(self)->index);
   delete b;
 }
 

@@ -110,7 +110,8 @@ void Pass::add_channel_value(const duetp_layer& l, const void* u, float* x) cons
   p.used = packed.used;
   p.n_rows = frame.n_tokens;
   p.weights = weights;
-  check(skipping_product(p, q.reserve_split(skipping_scratch_bytes(p)), q.stream), "channel_mix");
+  const SkippingScratch need = skipping_scratch(p);
+  check(skipping_product(p, q.reserve_tickets(need.tickets), q.reserve_parts(need.parts), q.stream), "channel_mix");
 }
 
 duet_gpu::Wkv Pass::wkv_arguments(const duetp_layer& l) const {

@@ -16,7 +16,7 @@ struct Plugin {
 
 void close_device(void* self) {
   auto* d = static_cast<Device*>(self);
-  (void)cudaSetDevice(d->index);
+  const OnDevice here(d->index);
   cudaStreamDestroy(d->setup);
   delete d;
 }
@@ -54,7 +54,8 @@ duet_status device_info(void* self, uint32_t index, duetp_device_info* io) {
   if (index >= device_count(self)) return p.host->fail(p.host->self, DUET_E_NOT_FOUND, "the CUDA backend has no device of this number");
   cudaDeviceProp properties;
   size_t free = 0, total = 0;
-  cudaError_t e = cudaSetDevice(static_cast<int>(index));
+  const OnDevice here(static_cast<int>(index));
+  cudaError_t e = here.result;
   if (e == cudaSuccess) e = cudaGetDeviceProperties(&properties, static_cast<int>(index));
   if (e == cudaSuccess) e = cudaMemGetInfo(&free, &total);
   int clock_khz = 0, bus_bits = 0;
@@ -78,13 +79,17 @@ duet_status device_open(void* self, uint32_t index, const duetp_device** out) {
   const Plugin& p = *static_cast<Plugin*>(self);
   if (index >= device_count(self)) return p.host->fail(p.host->self, DUET_E_NOT_FOUND, "the CUDA backend has no device of this number");
   cudaStream_t setup = nullptr;
-  cudaError_t e = cudaSetDevice(static_cast<int>(index));
+  const OnDevice here(static_cast<int>(index));
+  int major = 0;
+  cudaError_t e = here.result;
+  if (e == cudaSuccess) e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, static_cast<int>(index));
   if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&setup, cudaStreamNonBlocking);
   if (e != cudaSuccess) return fail(p, e, index);
   auto* d = new (std::nothrow) Device();
   if (!d) return cudaStreamDestroy(setup), p.host->fail(p.host->self, DUET_E_MEMORY, "the CUDA backend is out of host memory");
   d->host = p.host;
   d->index = static_cast<int>(index);
+  d->compute_major = major;
   d->setup = setup;
   d->table.size = sizeof d->table;
   d->table.self = d;

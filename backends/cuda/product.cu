@@ -18,14 +18,23 @@ using duet_gpu::wait_for_inputs;
 
 constexpr uint32_t kThreads = 512, kWarps = kThreads / 32;
 constexpr uint32_t kSlabs = 4;               // of 32 inputs each: what a warp has in flight
-constexpr uint32_t kMaxShared = 220 << 10;   // what a block may have
 constexpr uint32_t kMaxTiles = 4;
 constexpr uint32_t kPrefetch = 64 << 10;     // bytes of a block's weights that go to L2 while it waits for its inputs
 
-int multiprocessors() {
-  int device = 0, n = 132;
-  if (cudaGetDevice(&device) == cudaSuccess) cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device);
-  return n;
+// Of the current device
+int attribute(cudaDeviceAttr which, int otherwise) {
+  int device = 0, value = otherwise;
+  if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&value, which, device) != cudaSuccess) return otherwise;
+  return value;
+}
+int multiprocessors() { return attribute(cudaDevAttrMultiProcessorCount, 132); }
+// Bytes of dynamic shared memory that a block may ask for. More would bring no kernel here anything.
+uint32_t max_shared() { return std::min(220u << 10, static_cast<uint32_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, 48 << 10)) - 1024); }
+
+// A kernel's limit is shared by all threads of the process: each one sets the same.
+template <class Kernel>
+Error allow_shared(Kernel kernel) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(max_shared()));
 }
 
 template <class T>
@@ -197,13 +206,14 @@ Choice choose(const Products& p) {
     most_in = std::max(most_in, n_in);
     aligned &= n_in % 8 == 0;
   }
+  const uint32_t limit = max_shared();
   c.plan.x_stride = (most_in * 2 + 127) / 128 * 128 + 64;
-  if (p.weights != DUET_BF16 || !aligned || shared_bytes(1, c.plan.x_stride) > kMaxShared) return c;
+  if (p.weights != DUET_BF16 || !aligned || shared_bytes(1, c.plan.x_stride) > limit) return c;
   c.tiles = 1;
-  while (c.tiles < kMaxTiles && 8 * c.tiles < p.n_rows && shared_bytes(2 * c.tiles, c.plan.x_stride) <= kMaxShared) c.tiles *= 2;
+  while (c.tiles < kMaxTiles && 8 * c.tiles < p.n_rows && shared_bytes(2 * c.tiles, c.plan.x_stride) <= limit) c.tiles *= 2;
   c.shared = shared_bytes(c.tiles, c.plan.x_stride);
   const uint32_t n_items = c.plan.first_item[p.n], n = static_cast<uint32_t>(multiprocessors());
-  c.plan.blocks_of_share = n_items > n && c.tiles == 1 && 2 * c.shared <= kMaxShared ? 2 : 1;
+  c.plan.blocks_of_share = n_items > n && c.tiles == 1 && 2 * c.shared <= limit ? 2 : 1;
   c.blocks = c.plan.blocks_of_share == 2 ? 2 * n : std::min(n_items, n);
   return c;
 }
@@ -211,7 +221,7 @@ Choice choose(const Products& p) {
 template <int kTiles>
 Error launch_product(const Choice& c, Stream stream) {
   const auto kernel = product_kernel<kTiles>;
-  if (const Error e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(c.shared)); e != cudaSuccess) return e;
+  if (const Error e = allow_shared(kernel); e != cudaSuccess) return e;
   return launch(kernel, dim3(c.blocks, (c.plan.products.n_rows + 8 * kTiles - 1) / (8 * kTiles)), dim3(kThreads), c.shared, stream, c.plan);
 }
 
@@ -385,18 +395,16 @@ template <class T, class U, uint32_t kRows>
 Error launch_skip_few(const SkippingProduct& p, Stream stream) {
   FewPlan plan{p, 8, (p.n_in + kWarps * 32 - 1) / (kWarps * 32) * 32};
   if constexpr (kRows > 1)
-    if (kWarps * plan.share * (kRows * sizeof(U) + 2) > kMaxShared) return launch_skip_few<T, U, 1>(p, stream);
+    if (kWarps * plan.share * (kRows * sizeof(U) + 2) > max_shared()) return launch_skip_few<T, U, 1>(p, stream);
   while (plan.width < 64 && (p.n_out + plan.width - 1) / plan.width > static_cast<uint32_t>(multiprocessors())) plan.width *= 2;
   const uint32_t shared = std::max(kWarps * plan.share * (kRows * static_cast<uint32_t>(sizeof(U)) + 2), kWarps * kRows * plan.width * 4);
   const auto kernel = skip_few_kernel<T, U, kRows>;
-  if (const Error e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)); e != cudaSuccess) return e;
+  if (const Error e = allow_shared(kernel); e != cudaSuccess) return e;
   return launch(kernel, dim3((p.n_out + plan.width - 1) / plan.width, (p.n_rows + kRows - 1) / kRows), dim3(kThreads), shared, stream, plan);
 }
 
 // More rows of bf16: by the tensor core, 64 outputs a warp.
 constexpr uint32_t kGroup = 64;
-constexpr uint32_t kTickets = 64 << 10;  // bytes before the parts in scratch
-constexpr uint32_t kMaxSlice = 4096;     // inputs of a slice: what fits into shared memory for 16 rows
 constexpr uint32_t kRound = 2 * kThreads;  // inputs that a block lists at a time, two a thread
 
 struct Cut {
@@ -412,7 +420,8 @@ Cut cut(uint32_t n_out, uint32_t n_in, uint32_t n_slabs) {
   Cut c{8, 0, 0, 0};
   while (c.n_groups > 1 && groups % c.n_groups != 0) c.n_groups /= 2;
   c.columns = (groups + c.n_groups - 1) / c.n_groups;
-  c.slices = std::clamp(blocks / (c.columns * n_slabs), (n_in + kMaxSlice - 1) / kMaxSlice, (n_in + 15) / 16);
+  const uint32_t max_slice = (max_shared() / (16 * 2 + 2) - 40) / 16 * 16;  // what fits into shared memory for 16 rows
+  c.slices = std::max(std::min(blocks / (c.columns * n_slabs), (n_in + 15) / 16), (n_in + max_slice - 1) / max_slice);
   c.slice = ((n_in + c.slices - 1) / c.slices + 15) / 16 * 16;
   c.slices = (n_in + c.slice - 1) / c.slice;
   return c;
@@ -574,13 +583,13 @@ __global__ void __launch_bounds__(kThreads, 1) skip_more_kernel(__grid_constant_
 }
 
 template <int kTiles>
-Error launch_skip_more(const SkippingProduct& p, void* scratch, Stream stream) {
+Error launch_skip_more(const SkippingProduct& p, void* tickets, void* parts, Stream stream) {
   constexpr uint32_t kRows = 8 * kTiles;
   const uint32_t n_slabs = (p.n_rows + kRows - 1) / kRows;
-  const SkipPlan plan{p, cut(p.n_out, p.n_in, n_slabs), static_cast<uint32_t*>(scratch), reinterpret_cast<float*>(static_cast<char*>(scratch) + kTickets)};
+  const SkipPlan plan{p, cut(p.n_out, p.n_in, n_slabs), static_cast<uint32_t*>(tickets), static_cast<float*>(parts)};
   const uint32_t shared = std::max(kRows * (plan.cut.slice + 24) * 2, kWarps * kRows * kGroup * 4) + (plan.cut.slice + 16) * 2;
   const auto kernel = skip_more_kernel<kTiles>;
-  if (const Error e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)); e != cudaSuccess) return e;
+  if (const Error e = allow_shared(kernel); e != cudaSuccess) return e;
   return launch(kernel, dim3(plan.cut.columns, plan.cut.slices, n_slabs), dim3(kThreads), shared, stream, plan);
 }
 
@@ -601,18 +610,21 @@ Error products(const Products& p, Stream stream) {
   return launch(kernel, grid, dim3(kThreads), 0, stream, p, n_outputs);
 }
 
-uint64_t skipping_scratch_bytes(const SkippingProduct& p) {
-  if (few(p)) return 0;
+SkippingScratch skipping_scratch(const SkippingProduct& p) {
+  if (few(p)) return {0, 0};
   const uint64_t rows = slab_rows(p), n_slabs = (p.n_rows + rows - 1) / rows;
-  return kTickets + n_slabs * cut(p.n_out, p.n_in, static_cast<uint32_t>(n_slabs)).slices * rows * p.n_out * sizeof(float);
+  const Cut c = cut(p.n_out, p.n_in, static_cast<uint32_t>(n_slabs));
+  return {n_slabs * c.columns * sizeof(uint32_t), n_slabs * c.slices * rows * p.n_out * sizeof(float)};
 }
 
-Error skipping_product(const SkippingProduct& p, void* scratch, Stream stream) {
+uint32_t most_skipped_inputs(duet_dtype weights) { return max_shared() / ((weights == DUET_BF16 ? 2 : 4) + 2) / (kWarps * 32) * (kWarps * 32); }
+
+Error skipping_product(const SkippingProduct& p, void* tickets, void* parts, Stream stream) {
   if (p.weights == DUET_F32) return launch_skip_few<float, float, 2>(p, stream);
   if (p.weights == DUET_F16) return launch_skip_few<f16, float, 2>(p, stream);
   if (p.n_rows == 1) return launch_skip_few<bf16, bf16, 1>(p, stream);
   if (few(p)) return p.n_rows <= 4 ? launch_skip_few<bf16, bf16, 4>(p, stream) : launch_skip_few<bf16, bf16, 8>(p, stream);
-  return slab_rows(p) == 8 ? launch_skip_more<1>(p, scratch, stream) : launch_skip_more<2>(p, scratch, stream);
+  return slab_rows(p) == 8 ? launch_skip_more<1>(p, tickets, parts, stream) : launch_skip_more<2>(p, tickets, parts, stream);
 }
 
 }  // namespace duet_cuda

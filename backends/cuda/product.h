@@ -42,8 +42,13 @@ struct SkippingProduct {
   uint32_t count_index, n_rows;
   duet_dtype weights;
 };
-// Device memory for the parts of a sum; zero at first, and again after each product.
-uint64_t skipping_scratch_bytes(const SkippingProduct& p);
-Error skipping_product(const SkippingProduct& p, void* scratch, Stream stream);
+// Device memory for it, bytes: tickets, which are zero at first and again after each product, and parts of sums.
+struct SkippingScratch {
+  uint64_t tickets, parts;
+};
+SkippingScratch skipping_scratch(const SkippingProduct& p);
+// The largest n_in on the current device
+uint32_t most_skipped_inputs(duet_dtype weights);
+Error skipping_product(const SkippingProduct& p, void* tickets, void* parts, Stream stream);
 
 }  // namespace duet_cuda

@@ -67,7 +67,7 @@ duet_status queue_wait(void* self, duetp_queue* q) {
 }
 
 void queue_free(void* self, duetp_queue* q) {
-  (void)cudaSetDevice(static_cast<Device*>(self)->index);
+  const OnDevice here(static_cast<Device*>(self)->index);
   delete q;
 }
 
@@ -75,16 +75,17 @@ duet_status record_begin(void* self, duetp_queue* q) {
   return guarded(self, [&](Device& d) {
     // relaxed: a pass that is larger than all before it may still grow the queue's scratch
     d.check(cudaStreamBeginCapture(q->stream, cudaStreamCaptureModeRelaxed), "beginning a recording");
-    q->recording = true;
+    q->recorded = true;
   });
 }
 
 duet_status record_end(void* self, duetp_queue* q, duetp_record** out) {
   return guarded(self, [&](Device& d) {
-    q->recording = false;
     cudaGraph_t graph = nullptr;
-    d.check(cudaStreamEndCapture(q->stream, &graph), "ending a recording");
-    auto record = std::make_unique<duetp_record>();
+    const cudaError_t ended = cudaStreamEndCapture(q->stream, &graph);
+    std::unique_ptr<duetp_record> record(new (std::nothrow) duetp_record{});
+    if (!record) cudaGraphDestroy(graph), throw std::bad_alloc();
+    d.check(ended, "ending a recording");
     const cudaError_t e = cudaGraphInstantiate(&record->graph, graph, 0);
     cudaGraphDestroy(graph);
     d.check(e, "preparing a recording");
@@ -98,7 +99,7 @@ duet_status record_run(void* self, duetp_queue* q, duetp_record* r) {
 
 void record_free(void* self, duetp_record* r) {
   if (!r) return;
-  (void)cudaSetDevice(static_cast<Device*>(self)->index);
+  const OnDevice here(static_cast<Device*>(self)->index);
   cudaGraphExecDestroy(r->graph);
   delete r;
 }
@@ -163,20 +164,30 @@ duetp_queue::~duetp_queue() {
 }
 
 void duetp_queue::wait() {
-  device.check(cudaStreamSynchronize(stream), "running what was enqueued");
-  for (const Download& d : downloads) std::memcpy(d.dst, down->data() + d.from, d.n);
-  downloads.clear();
+  const std::vector<Download> finished = std::exchange(downloads, {});  // whether it works or not: their dst may be gone the next time
   up_used = down_used = 0;
+  device.check(cudaStreamSynchronize(stream), "running what was enqueued");
+  for (const Download& d : finished) std::memcpy(d.dst, down->data() + d.from, d.n);
 }
 
 void duetp_queue::gemm(const Gemm& g) {
+  if (g.rows == 0) return;
   if (!workspace.data()) workspace = device.allocate(kWorkspace, "cuBLAS's workspace");
   device.cublas.run(g, workspace.data(), workspace.bytes(), stream);
 }
 
-// At least that many bytes, zero when they are new.
+// At least that many bytes, zero when they are new. Grows by doubling, so that what recordings keep alive is no more than what is
+// in use; without recordings nothing is kept.
 char* duetp_queue::grow(std::vector<Memory>& m, uint64_t bytes, const char* what) {
+  if (bytes == 0) return nullptr;
   if (m.empty() || m.back().bytes() < bytes) {
+    if (!recorded && !m.empty()) {
+      device.check(cudaStreamSynchronize(stream), "waiting for the last pass");
+      bytes = std::max(bytes, m.back().bytes() + m.back().bytes() / 2);
+      m.clear();
+    } else if (!m.empty()) {
+      bytes = std::max(bytes, 2 * m.back().bytes());
+    }
     Memory bigger = device.allocate(bytes, what);
     device.zero(bigger);
     m.push_back(std::move(bigger));

@@ -44,8 +44,8 @@ struct Scratch {
 struct duetp_queue {
   duet_cuda::Device& device;
   cudaStream_t stream = nullptr;
-  bool recording = false;
-  std::vector<duet_cuda::Memory> scratch, split;  // the last of each is in use; recordings may still name the others
+  bool recorded = false;  // ever: then recordings may name outgrown memory
+  std::vector<duet_cuda::Memory> scratch, tickets, parts;  // the last of each is in use
   std::unique_ptr<duet_cuda::Pinned> up, down;
   uint64_t up_used = 0, down_used = 0;
   struct Download {
@@ -62,8 +62,9 @@ struct duetp_queue {
   void gemm(const duet_cuda::Gemm& g);
   // Scratch for a pass of that many tokens, sequences and rows of the head; lives until the next call of it, or in a recording for good.
   duet_cuda::Scratch reserve(const duetp_shape& shape, duet_dtype weights, uint32_t n_tokens, uint32_t n_seqs, uint32_t n_rows);
-  // What a product needs to add up its parts in a fixed order: zero between them.
-  char* reserve_split(uint64_t bytes) { return grow(split, bytes, "scratch memory of a product"); }
+  // What a product needs to add up its parts in a fixed order (product.h)
+  char* reserve_tickets(uint64_t bytes) { return grow(tickets, bytes, "tickets of a product"); }
+  char* reserve_parts(uint64_t bytes) { return grow(parts, bytes, "scratch memory of a product"); }
 
  private:
   char* grow(std::vector<duet_cuda::Memory>& m, uint64_t bytes, const char* what);

@@ -19,7 +19,7 @@ duet_status state_new(void* self, const duetp_shape* shape, uint32_t n_slots, du
 }
 
 void state_free(void* self, duetp_state* s) {
-  (void)cudaSetDevice(static_cast<Device*>(self)->index);
+  const OnDevice here(static_cast<Device*>(self)->index);
   delete s;
 }
 

@@ -97,7 +97,8 @@ __device__ __forceinline__ Scale row_scale(const Row<kVectors>& a, uint32_t n, f
   return s;
 }
 
-__global__ void place_kernel(Packed p, Place* places) {  // without let_next_start: later kernels read places before they wait
+__global__ void place_kernel(Packed p, Place* places) {
+  let_next_start();
   wait_for_inputs();
   const int32_t t = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x), n_seqs = p.used[1];
   if (t >= p.used[0]) return;
@@ -141,9 +142,11 @@ __global__ void __launch_bounds__(kFewThreads) shift_mix_few_kernel(ShiftMix a) 
   }
   const uint32_t t = blockIdx.y;
   const bool inside = t < static_cast<uint32_t>(a.packed.used[0]);
-  const Place place = inside ? a.places[t] : Place{};
+  const bool alone = a.packed.n_tokens == 1 && a.packed.n_seqs == 1;  // then nothing need be read that a kernel writes
+  const int32_t slot = alone && inside ? a.packed.slots[0] : -1;
   wait_for_inputs();
   if (!inside) return;
+  const Place place = alone ? Place{slot, 1, 1, 0} : a.places[t];
   const float* x = a.x + static_cast<uint64_t>(t) * a.width;
   const Row<kVectors> row = read_row<float, kVectors>(x, n), before = place.is_first ? Row<kVectors>{} : read_row<float, kVectors>(x - a.width, n);
   float* state = place.slot < 0 ? nullptr : a.state + static_cast<uint64_t>(place.slot) * a.slot_stride;

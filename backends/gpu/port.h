@@ -29,7 +29,7 @@ using f16 = __half;
 // Dependent launch. Where the hardware has it, a kernel may start while the one before it in the stream still runs:
 //  - every thread of every kernel calls wait_for_inputs() before it touches memory that any earlier kernel writes or reads,
 //    also the threads that then have nothing to do: what comes after counts on it. Before it may be read: weights, and what
-//    describes the pass (used, starts, slots; places too, as place_tokens lets nothing start early);
+//    copies have brought before the first kernel (used, starts, slots, tokens, rows);
 //  - let_next_start() lets the next kernel come as soon as this one leaves room for it. Call it first.
 __device__ __forceinline__ void let_next_start() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -42,9 +42,25 @@ __device__ __forceinline__ void wait_for_inputs() {
 #endif
 }
 
-// Enqueues kernel<<<grid, block, shared>>>(args...) as a dependent launch.
+#if !defined(__HIP__)
+// Whether the current device has dependent launch.
+inline bool has_dependent_launch() {
+  thread_local int of = -1;
+  thread_local bool has = false;
+  int device = 0, major = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return false;
+  if (device != of) {
+    has = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
+    of = device;
+  }
+  return has;
+}
+#endif
+
+// Enqueues kernel<<<grid, block, shared>>>(args...) as a dependent launch, where there is such. An empty grid is no work.
 template <class... Parameters, class... Arguments>
 Error launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream, Arguments&&... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return kSuccess;
 #if defined(__HIP__)
   kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
   return hipGetLastError();
@@ -58,7 +74,7 @@ Error launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.numAttrs = has_dependent_launch() ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 #endif
 }

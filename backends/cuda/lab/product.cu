@@ -154,13 +154,13 @@ void check_skipping(uint32_t rows, uint32_t used, uint32_t n_in, uint32_t n_out,
   p.w = w.device, p.u = u.device;
   p.n_in = n_in, p.n_out = n_out, p.n_rows = rows, p.weights = t;
   p.used = used_counts(used);
-  void* scratch = nullptr;
-  const uint64_t bytes = skipping_scratch_bytes(p);
-  cudaMalloc(&p.x, before.size() * 4), cudaMalloc(&scratch, bytes);
-  cudaMemset(scratch, 0, bytes);
+  void *tickets = nullptr, *parts = nullptr;
+  const SkippingScratch bytes = skipping_scratch(p);
+  cudaMalloc(&p.x, before.size() * 4), cudaMalloc(&tickets, bytes.tickets + 1), cudaMalloc(&parts, bytes.parts + 1);
+  cudaMemset(tickets, 0, bytes.tickets + 1), cudaMemset(parts, 0xff, bytes.parts + 1);
   for (std::vector<float>* out : {&got, &second}) {
     cudaMemcpy(p.x, before.data(), before.size() * 4, cudaMemcpyHostToDevice);
-    const Error e = skipping_product(p, scratch, nullptr), s = cudaDeviceSynchronize();
+    const Error e = skipping_product(p, tickets, parts, nullptr), s = cudaDeviceSynchronize();
     if (e != cudaSuccess || s != cudaSuccess) std::printf("FAILED skipping_product: %s %s (rows %u in %u out %u dtype %d)\n", cudaGetErrorString(e), cudaGetErrorString(s), rows, n_in, n_out, t), std::exit(1);
     cudaMemcpy(out->data(), p.x, before.size() * 4, cudaMemcpyDeviceToHost);
   }
@@ -174,7 +174,7 @@ void check_skipping(uint32_t rows, uint32_t used, uint32_t n_in, uint32_t n_out,
       if (std::isnan(e)) error = 1e9;
     }
   report(error, 1e-5, "skipping_product", rows, used, n_in, n_out, t, std::memcmp(got.data(), second.data(), got.size() * 4) == 0);
-  cudaFree(p.x), cudaFree(scratch), cudaFree(const_cast<int32_t*>(p.used));
+  cudaFree(p.x), cudaFree(tickets), cudaFree(parts), cudaFree(const_cast<int32_t*>(p.used));
 }
 
 // ---- times: graphs of dependent launches over rotating weights, more than the L2 cache holds ----
@@ -270,7 +270,7 @@ void time_products() {
             if (at + bytes > kPool) at = 0;
             const SkippingProduct p{pool + at, u.device, reinterpret_cast<float*>(y), F, C, used, 0, rows, DUET_BF16};
             at += bytes;
-            if (const Error e = skipping_product(p, scratch, s); e != cudaSuccess) std::printf("FAILED: %s\n", cudaGetErrorString(e)), std::exit(1);
+            if (const Error e = skipping_product(p, scratch, scratch + (1 << 20), s); e != cudaSuccess) std::printf("FAILED: %s\n", cudaGetErrorString(e)), std::exit(1);
           }
         });
         const double read = bytes * (1 - std::pow(zeros, rows));
