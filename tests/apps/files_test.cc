@@ -3,6 +3,9 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <cstring>
+
 #include "apps/command.h"
 #include "support/catch.h"
 #include "support/golden.h"
