@@ -160,3 +160,14 @@ fn stops_end_a_text() {
     let stopped = generate(&[], &[&letter]);
     assert_eq!((stopped.finish, &stopped.text[..]), (Finish::StopText, &whole.text[..whole.text.find(&letter).unwrap()]));
 }
+
+#[test]
+fn token_0_ends_a_text_unless_there_are_no_stops() {
+    let World { mut state, mut session, .. } = world();
+    let mut always_0 = Sampler::new(SamplerOptions { bias: &[(0, 1e6)], ..Default::default() }).unwrap();
+    let ended = session.generate(&mut state, 0, &mut always_0, &[1], Default::default()).unwrap();
+    assert_eq!((ended.finish, ended.n_new, ended.tokens), (Finish::StopToken, 1, vec![]));
+    let options = GenerateOptions { max_tokens: 3, stops: &[], ..Default::default() };
+    let went_on = session.generate(&mut state, 0, &mut always_0, &[1], options).unwrap();
+    assert_eq!((went_on.finish, went_on.tokens), (Finish::Length, vec![0; 3]));
+}
