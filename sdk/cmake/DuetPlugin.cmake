@@ -21,7 +21,10 @@ function(duet_add_plugin)
 
   add_library(${target} MODULE ${P_SOURCES})
   target_link_libraries(${target} PRIVATE Duet::sdk ${P_LIBRARIES})
-  target_link_options(${target} PRIVATE -Wl,-Bsymbolic -Wl,--exclude-libs,ALL)
+  # Hidden visibility alone leaves the type information of the C++ library's templates exported.
+  set(exports ${CMAKE_CURRENT_BINARY_DIR}/${target}.map)
+  file(CONFIGURE OUTPUT ${exports} CONTENT "{ global: duetp_query; local: *; };\n")
+  target_link_options(${target} PRIVATE -Wl,-Bsymbolic -Wl,--exclude-libs,ALL -Wl,--version-script=${exports})
   set_target_properties(${target} PROPERTIES PREFIX lib OUTPUT_NAME duet_${P_NAME} LIBRARY_OUTPUT_DIRECTORY ${output}
     C_VISIBILITY_PRESET hidden CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
   # Duet takes no plugin that others could change; a lax umask must not get in the way.
