@@ -1,5 +1,6 @@
 # Run by cpack between installation and packing. Brings the shared libraries that not every Debian has into the tarball, with
 # their licences; the RPATH of our programs, library and plugins leads there. Debian packages name theirs as dependencies.
+cmake_minimum_required(VERSION 3.25)
 if(CPACK_GENERATOR STREQUAL "DEB")
   find_program(SHLIBDEPS dpkg-shlibdeps)
   if(NOT SHLIBDEPS)  # cpack would go on, and name no dependencies
