@@ -21,7 +21,10 @@ function(duet_add_plugin)
 
   add_library(${target} MODULE ${P_SOURCES})
   target_link_libraries(${target} PRIVATE Duet::sdk ${P_LIBRARIES})
-  target_link_options(${target} PRIVATE -Wl,-Bsymbolic -Wl,--exclude-libs,ALL)
+  # Hidden visibility alone leaves the type information of the C++ library's templates exported.
+  set(exports ${CMAKE_CURRENT_BINARY_DIR}/${target}.map)
+  file(CONFIGURE OUTPUT ${exports} CONTENT "{ global: duetp_query; local: *; };\n")
+  target_link_options(${target} PRIVATE -Wl,-Bsymbolic -Wl,--exclude-libs,ALL -Wl,--version-script=${exports})
   set_target_properties(${target} PROPERTIES PREFIX lib OUTPUT_NAME duet_${P_NAME} LIBRARY_OUTPUT_DIRECTORY ${output}
     C_VISIBILITY_PRESET hidden CXX_VISIBILITY_PRESET hidden VISIBILITY_INLINES_HIDDEN ON)
   # Duet takes no plugin that others could change; a lax umask must not get in the way.
@@ -31,8 +34,8 @@ function(duet_add_plugin)
   file(CONFIGURE OUTPUT ${manifest} NEWLINE_STYLE UNIX CONTENT [[{"format": 1, "id": "@P_NAME@", "library": "libduet_@P_NAME@.so", "abi": "1.0", "arch": "@CMAKE_SYSTEM_PROCESSOR@"}
 ]] @ONLY)
   file(CHMOD ${manifest} PERMISSIONS OWNER_READ OWNER_WRITE GROUP_READ WORLD_READ)
-  install(DIRECTORY DESTINATION ${CMAKE_INSTALL_LIBDIR}/${folder}
+  install(DIRECTORY DESTINATION ${CMAKE_INSTALL_LIBDIR}/${folder} COMPONENT backend_${P_NAME}
     DIRECTORY_PERMISSIONS OWNER_READ OWNER_WRITE OWNER_EXECUTE GROUP_READ GROUP_EXECUTE WORLD_READ WORLD_EXECUTE)
-  install(TARGETS ${target} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/${folder})
-  install(FILES ${manifest} DESTINATION ${CMAKE_INSTALL_LIBDIR}/${folder})
+  install(TARGETS ${target} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/${folder} COMPONENT backend_${P_NAME})
+  install(FILES ${manifest} DESTINATION ${CMAKE_INSTALL_LIBDIR}/${folder} COMPONENT backend_${P_NAME})
 endfunction()
