@@ -50,28 +50,24 @@ cudaDataType type(duet_dtype t) { return t == DUET_BF16 ? CUDA_R_16BF : CUDA_R_3
 Cublas::Cublas() = default;
 Cublas::~Cublas() = default;
 
-bool Cublas::available() {
-  std::call_once(opened_, [&] {
-    const std::string name = "libcublasLt.so." + std::to_string(CUBLAS_VER_MAJOR);
-    void* so = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (!so) {
-      why_not_ = std::string("cuBLASLt is not used: ") + dlerror();
-      return;
-    }
-    auto lt = std::make_unique<Library>();
-#define DUET_CUBLAS_LOOK_UP(name)                                        \
-  lt->name = reinterpret_cast<decltype(lt->name)>(dlsym(so, #name));     \
-  if (!lt->name) {                                                       \
-    why_not_ = "cuBLASLt is not used: it has no function " #name;        \
-    return;                                                              \
-  }
-    DUET_CUBLAS_FUNCTIONS(DUET_CUBLAS_LOOK_UP)
+std::string Cublas::open() {
+  const std::string name = "libcublasLt.so." + std::to_string(CUBLAS_VER_MAJOR);
+  void* so = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!so) return dlerror();
+  auto lt = std::make_unique<Library>();
+#define DUET_CUBLAS_LOOK_UP(function)                                                \
+  lt->function = reinterpret_cast<decltype(lt->function)>(dlsym(so, #function));     \
+  if (!lt->function) return name + " has no function " #function;
+  DUET_CUBLAS_FUNCTIONS(DUET_CUBLAS_LOOK_UP)
 #undef DUET_CUBLAS_LOOK_UP
-    if (const cublasStatus_t s = lt->cublasLtCreate(&lt->handle); s != CUBLAS_STATUS_SUCCESS) {
-      why_not_ = "cuBLASLt is not used: it failed to start with status " + std::to_string(s);
-      return;
-    }
-    library_ = std::move(lt);
+  if (const cublasStatus_t s = lt->cublasLtCreate(&lt->handle); s != CUBLAS_STATUS_SUCCESS) return name + " failed to start with status " + std::to_string(s);
+  library_ = std::move(lt);
+  return "";
+}
+
+bool Cublas::available(const duetp_host& host) {
+  std::call_once(opened_, [&] {
+    if (const std::string why = open(); !why.empty()) host.log(host.self, DUET_LOG_INFO, ("prompts are slower without cuBLASLt: " + why).c_str());
   });
   return library_ != nullptr;
 }

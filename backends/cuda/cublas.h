@@ -6,9 +6,10 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <tuple>
 
-#include "duet_types.h"
+#include "duet_plugin.h"
 
 namespace duet_cuda {
 
@@ -26,19 +27,18 @@ class Cublas {
  public:
   Cublas();
   ~Cublas();
-  // False when the library is not there; the reason has been kept for `why_not`.
-  bool available();
-  const std::string& why_not() const { return why_not_; }
+  // False when the library is not there; the first call then tells the host why.
+  bool available(const duetp_host& host);
   // workspace: device memory of this stream alone. Throws Failure.
   void run(const Gemm& g, void* workspace, uint64_t workspace_bytes, cudaStream_t stream);
 
  private:
   struct Library;
   struct Plan;
+  std::string open();  // "", or why not
   const Plan& plan(const Gemm& g, uint64_t workspace_bytes);
   std::once_flag opened_;
   std::unique_ptr<Library> library_;
-  std::string why_not_;
   std::mutex mutex_;
   using Key = std::tuple<uint32_t, uint32_t, uint32_t, uint32_t, duet_dtype, duet_dtype, bool, bool>;
   std::map<Key, std::unique_ptr<Plan>> plans_;

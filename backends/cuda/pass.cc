@@ -23,41 +23,38 @@ Pass::Pass(duetp_queue& queue, const duetp_frame& f, duetp_state* s, duet_mode m
 
 void Pass::place() const { check(duet_gpu::place_tokens(packed, scratch.places, q.stream), "place_tokens"); }
 
-void Pass::shift_mix(const duetp_layer& l, const float* x, void* const (&out)[6]) const {
+duet_gpu::ShiftMix Pass::shift(const duetp_layer& l, const float* x, float* state) const {
   duet_gpu::ShiftMix a{};
   a.x = x;
-  a.norm = norm(l, DUETP_T_LN1_W, DUETP_T_LN1_B);
-  a.n_mixes = 6;
-  for (uint32_t i = 0; i < 6; ++i) a.mix[i] = l.vector(DUETP_T_X_R + i), a.out[i] = out[i];
   a.bf16 = bf16();
-  a.state = state->att_x(l.index);
-  a.slot_stride = state->slot;
+  a.state = state;
+  a.slot_stride = this->state->slot;
   a.places = scratch.places;
   a.packed = packed;
   a.width = l.shape.n_embd;
   a.single = single();
+  return a;
+}
+
+void Pass::shift_mix(const duetp_layer& l, const float* x, void* const (&out)[6]) const {
+  duet_gpu::ShiftMix a = shift(l, x, state->att_x(l.index));
+  a.norm = norm(l, DUETP_T_LN1_W, DUETP_T_LN1_B);
+  a.n_mixes = 6;
+  for (uint32_t i = 0; i < 6; ++i) a.mix[i] = l.vector(DUETP_T_X_R + i), a.out[i] = out[i];
   check(duet_gpu::shift_mix(a, q.stream), "shift_mix");
 }
 
 void Pass::channel_shift(const duetp_layer& l, const float* x, void* out) const {
-  duet_gpu::ShiftMix a{};
-  a.x = x;
+  duet_gpu::ShiftMix a = shift(l, x, state->ffn_x(l.index));
   a.norm = norm(l, DUETP_T_LN2_W, DUETP_T_LN2_B);
   a.n_mixes = 1;
   a.mix[0] = l.vector(DUETP_T_FFN_X_K);
   a.out[0] = out;
-  a.bf16 = bf16();
-  a.state = state->ffn_x(l.index);
-  a.slot_stride = state->slot;
-  a.places = scratch.places;
-  a.packed = packed;
-  a.width = l.shape.n_embd;
-  a.single = single();
   check(duet_gpu::shift_mix(a, q.stream), "channel_mix");
 }
 
 bool Pass::many(uint32_t rows, uint32_t width) const {
-  return rows > (width <= kNarrow ? kFewRowsOfNarrow : kFewRows) && weights != DUET_F16 && q.device.cublas.available();  // f16 weights meet f32 inputs, which cuBLAS does not do
+  return rows > (width <= kNarrow ? kFewRowsOfNarrow : kFewRows) && weights != DUET_F16 && q.device.cublas.available(*q.device.host);  // f16 weights meet f32 inputs, which cuBLAS does not do
 }
 
 void Pass::linear(const duetp_layer& l, const std::vector<Linear>& list) const {

@@ -45,6 +45,9 @@ struct Pass {
   void wkv(const duet_gpu::Wkv& a) const;
   duet_gpu::Wkv wkv_arguments(const duetp_layer& l) const;  // all but the tensors
   bool many(uint32_t rows, uint32_t width) const;  // whether cuBLAS computes products of so many rows with matrices so wide
+
+ private:
+  duet_gpu::ShiftMix shift(const duetp_layer& l, const float* x, float* state) const;  // what both token shifts share
 };
 
 duet_gpu::PrepareWeights prepare_weights(const duetp_layer& l);

@@ -746,12 +746,6 @@ __global__ void __maxnreg__(N > 64 ? 168 : 128) wkv_chunked_kernel(Wkv a, WkvPla
 }
 
 // ---- host -------------------------------------------------------------------------------------------------
-int attribute(cudaDeviceAttr which) {
-  int device = 0, value = 0;
-  if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&value, which, device) != cudaSuccess) return 0;
-  return value;
-}
-
 size_t stage_bytes(uint32_t head_size, uint32_t slice) {
   const int elements = head_size == 32 ? Stage<32>::size(slice) : head_size == 64 ? Stage<64>::size(slice) : Stage<128>::size(slice);
   return elements * sizeof(float) + 2 * sizeof(uint64_t);
@@ -762,7 +756,7 @@ uint64_t divide_up(uint64_t x, uint64_t y) { return (x + y - 1) / y; }
 
 // As many producers and stages as fit one block on a multiprocessor.
 WkvPlan fill_processor(uint32_t head_size, uint32_t slice, uint32_t walkers, uint32_t segment) {
-  const size_t fit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) / stage_bytes(head_size, slice);
+  const size_t fit = duet_gpu::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, 0) / stage_bytes(head_size, slice);
   WkvPlan plan{slice, 0, static_cast<uint32_t>(std::min<size_t>(fit, 10)), segment};
   plan.producers = std::min(plan.stages, most_warps(head_size) - walkers);
   return plan;
@@ -773,7 +767,7 @@ constexpr uint64_t kChunkTime = 1200, kFillTime = 5000, kComposeTime = 900, kLau
 
 // Tokens of a segment, or 0 if whole sequences are faster.
 uint32_t segment_for(uint64_t n_tokens, uint64_t n_seqs, uint64_t n_head) {
-  const uint64_t chunks = divide_up(n_tokens, n_seqs * kChunk), blocks = attribute(cudaDevAttrMultiProcessorCount) / (n_seqs * n_head);
+  const uint64_t chunks = divide_up(n_tokens, n_seqs * kChunk), blocks = duet_gpu::device_attribute(cudaDevAttrMultiProcessorCount, 0) / (n_seqs * n_head);
   uint64_t best = kFillTime + chunks * kChunkTime, best_length = 0;
   for (uint64_t segments = 3; segments <= blocks + 1 && segments <= chunks; ++segments) {
     const uint64_t length = divide_up(chunks, segments);
@@ -788,14 +782,14 @@ uint32_t segment_for(uint64_t n_tokens, uint64_t n_seqs, uint64_t n_head) {
 bool wkv_chunked_takes(uint32_t head_size) { return head_size == 32 || head_size == 64 || head_size == 128; }
 
 WkvPlan wkv_plan(uint32_t n_tokens, uint32_t n_seqs, uint32_t n_head, uint32_t head_size, bool segments) {
-  const uint64_t pairs = std::max<uint64_t>(1, static_cast<uint64_t>(n_seqs) * n_head), processors = attribute(cudaDevAttrMultiProcessorCount);
+  const uint64_t pairs = std::max<uint64_t>(1, static_cast<uint64_t>(n_seqs) * n_head), processors = duet_gpu::device_attribute(cudaDevAttrMultiProcessorCount, 0);
   const uint32_t segment = segments && head_size <= 64 ? segment_for(n_tokens, std::max(1u, n_seqs), std::max(1u, n_head)) : 0;
   if (segment > 0) return fill_processor(head_size, head_size, head_size / 16 * 2, segment);
   uint32_t slice = std::min(head_size, 64u);
   const auto blocks = [&] { return pairs * (head_size / slice); };
   while (slice > 16 && 2 * blocks() <= processors) slice /= 2;
   if (blocks() > processors) {  // two blocks on a multiprocessor
-    const size_t half = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor) / 2 - attribute(cudaDevAttrReservedSharedMemoryPerBlock);
+    const size_t half = duet_gpu::device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, 0) / 2 - duet_gpu::device_attribute(cudaDevAttrReservedSharedMemoryPerBlock, 0);
     const uint32_t stages = static_cast<uint32_t>(std::min<size_t>(half / stage_bytes(head_size, slice), 4));
     const uint32_t producers = std::min(stages, most_warps(head_size) / 2 - slice / 16);
     if (stages >= 2) return {slice, producers, stages, 0};

@@ -42,19 +42,20 @@ __device__ __forceinline__ void wait_for_inputs() {
 #endif
 }
 
-#if !defined(__HIP__)
-// Whether the current device has dependent launch.
-inline bool has_dependent_launch() {
-  thread_local int of = -1;
-  thread_local bool has = false;
-  int device = 0, major = 0;
-  if (cudaGetDevice(&device) != cudaSuccess) return false;
-  if (device != of) {
-    has = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
-    of = device;
-  }
-  return has;
+#if defined(__HIP__)
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  return hipGetDevice(&device) == hipSuccess && hipDeviceGetAttribute(&count, hipDeviceAttributeMultiprocessorCount, device) == hipSuccess ? count : 1;
 }
+#else
+// Of the current device; `otherwise` if the driver does not tell.
+inline int device_attribute(cudaDeviceAttr which, int otherwise) {
+  int device = 0, value = otherwise;
+  if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&value, which, device) != cudaSuccess) return otherwise;
+  return value;
+}
+inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount, 1); }
+inline bool has_dependent_launch() { return device_attribute(cudaDevAttrComputeCapabilityMajor, 0) >= 9; }
 #endif
 
 // Enqueues kernel<<<grid, block, shared>>>(args...) as a dependent launch, where there is such. An empty grid is no work.

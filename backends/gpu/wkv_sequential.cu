@@ -140,16 +140,6 @@ __global__ void __launch_bounds__(kThreads, kItems == 1 ? 3 : 2) wkv_sequential_
   }
 }
 
-int multiprocessors() {
-  int device = 0, count = 0;
-#if defined(__HIP__)
-  if (hipGetDevice(&device) != hipSuccess || hipDeviceGetAttribute(&count, hipDeviceAttributeMultiprocessorCount, device) != hipSuccess) return 1;
-#else
-  if (cudaGetDevice(&device) != cudaSuccess || cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) return 1;
-#endif
-  return count;
-}
-
 }  // namespace
 
 Error wkv_sequential(const Wkv& a, Stream stream) {

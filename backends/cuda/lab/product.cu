@@ -1,5 +1,5 @@
 // Checks the products of few rows against double precision on many shapes:
-//   nvcc -std=c++20 -O2 -arch=native -Ibackends/cuda -Ibackends -Iapi backends/cuda/lab/product.cu backends/cuda/product.cu -o product && ./product
+//   nvcc -std=c++20 -O2 -arch=native -Ibackends/cuda -Ibackends -Iapi backends/cuda/lab/product.cu backends/cuda/product.cu backends/cuda/skipping_product.cu -o product && ./product
 // Outputs start as NaN, rows beyond those in use must stay so, and a second run must give the same bits.
 #include "product.h"
 
