@@ -159,7 +159,7 @@ Options& Options::mode(duet_mode& out, const std::string& help) {
 }
 
 Options& Options::dtype(duet_dtype& out, const std::string& help) {
-  return choice("dtype", "TYPE", out, {{"f32", DUET_F32}, {"bf16", DUET_BF16}, {"f16", DUET_F16}}, help);
+  return choice("dtype", "TYPE", out, {{"f32", DUET_F32}, {"bf16", DUET_BF16}, {"f16", DUET_F16}, {"q8", DUET_I8}, {"q4", DUET_I4}}, help);
 }
 
 Options& Options::argument(const std::string& meta, std::string& out) {

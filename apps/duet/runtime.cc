@@ -101,6 +101,8 @@ const char* dtype_name(duet_dtype dtype) {
     case DUET_F32: return "f32";
     case DUET_F16: return "f16";
     case DUET_BF16: return "bf16";
+    case DUET_I8: return "q8";
+    case DUET_I4: return "q4";
     default: return "mixed";
   }
 }

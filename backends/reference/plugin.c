@@ -1,4 +1,4 @@
-/* The reference as a plugin that is compiled in: one device, any shape, f32, bf16 and f16 weights. */
+/* The reference as a plugin that is compiled in: one device, any shape, weights of every dtype. */
 #include <string.h>
 
 #include "reference.h"

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "duet_quantised.h"
 #include "reference.h"
 
 /* ---- numbers ---- */
@@ -68,10 +69,20 @@ static struct call unpack(const duetp_stage* a) {
 
 static const float* vec(const duetp_stage* a, uint32_t id) { return a->layer->tensor[id].data; }
 
-/* the dtype to which an input of a matrix product is rounded */
-static duet_dtype input_dtype(const duetp_stage* a) { return a->layer->weights == DUET_BF16 ? DUET_BF16 : DUET_F32; }
-
-static double rounded(double v, duet_dtype t) { return t == DUET_BF16 ? f32_of_bf16(bf16_of_f32((float)v)) : (float)v; }
+/* The inputs x [n] of a matrix product as the weights' dtype wants them: bf16 beside bf16, groups of integers beside quantised
+ * weights. What is rounded already stays. */
+static void round_inputs(float* x, uint32_t n, duet_dtype weights) {
+  if (weights == DUET_BF16)
+    for (uint32_t i = 0; i < n; ++i) x[i] = f32_of_bf16(bf16_of_f32(x[i]));
+  if (!duetp_is_quantised(weights)) return;
+  for (uint32_t i = 0; i < n; i += DUETP_QUANTISED_GROUP) {
+    const uint32_t count = n - i < DUETP_QUANTISED_GROUP ? n - i : DUETP_QUANTISED_GROUP;
+    int8_t q[DUETP_QUANTISED_GROUP];
+    float scale;
+    duetp_round_input(x + i, count, q, &scale);
+    for (uint32_t j = 0; j < count; ++j) x[i + j] = scale * (float)q[j];
+  }
+}
 
 /* y = (x - mean) / sqrt(variance + eps) * w + b over n elements, biased variance; x and y may be the same */
 static void layer_norm(const float* x, const float* w, const float* b, uint32_t n, double eps, float* y) {
@@ -83,11 +94,24 @@ static void layer_norm(const float* x, const float* w, const float* b, uint32_t 
   for (uint32_t i = 0; i < n; ++i) y[i] = (float)((x[i] - mean) * scale * w[i] + b[i]);
 }
 
-/* element o of W x with W [out,in] */
-static double row_dot(const duetp_tensor* w, uint64_t o, const void* x, duet_dtype t, uint64_t x0, uint32_t n) {
+/* element o of W x */
+static double row_dot(const duetp_tensor* w, uint64_t o, const float* x) {
+  const int in_major = duetp_is_in_major(w->id); /* [in,out], else [out,in] */
+  const uint64_t n = w->dim[in_major ? 0 : 1], first = in_major ? o : o * n, step = in_major ? w->dim[1] : 1;
   double sum = 0;
-  for (uint32_t i = 0; i < n; ++i) sum += (double)get(w->data, w->dtype, o * n + i) * get(x, t, x0 + i);
+  if (duetp_is_quantised(w->dtype)) {
+    const duetp_quantised_form f = duetp_form(w);
+    for (uint64_t i = 0; i < n; ++i) sum += (double)duetp_quantised_weight(w, &f, o, i) * x[i];
+  } else {
+    for (uint64_t i = 0; i < n; ++i) sum += (double)get(w->data, w->dtype, first + i * step) * x[i];
+  }
   return sum;
+}
+
+/* row t of a stage's matrix input (m), rounded */
+static void load_input(const duetp_stage* a, duetp_ref in, uint64_t t, uint32_t n, float* x) {
+  for (uint32_t i = 0; i < n; ++i) x[i] = get(duetp_host_ptr(in), in.dtype, t * n + i);
+  round_inputs(x, n, a->layer->weights);
 }
 
 /* ---- the stages ---- */
@@ -99,7 +123,12 @@ static duet_status embed(void* self, duetp_queue* q, const duetp_stage* a) {
   (void)self, (void)q;
   for (uint32_t t = 0; t < c.n_tokens; ++t) {
     float* xt = x + (uint64_t)t * c.C;
-    for (uint32_t i = 0; i < c.C; ++i) xt[i] = get(emb->data, emb->dtype, (uint64_t)c.tokens[t] * c.C + i);
+    if (duetp_is_quantised(emb->dtype)) {
+      const duetp_quantised_form f = duetp_form(emb);
+      for (uint32_t i = 0; i < c.C; ++i) xt[i] = duetp_quantised_weight(emb, &f, (uint64_t)c.tokens[t], i);
+    } else {
+      for (uint32_t i = 0; i < c.C; ++i) xt[i] = get(emb->data, emb->dtype, (uint64_t)c.tokens[t] * c.C + i);
+    }
     layer_norm(xt, vec(a, DUETP_T_LN0_W), vec(a, DUETP_T_LN0_B), c.C, a->layer->shape.ln_eps, xt);
   }
   return DUET_OK;
@@ -141,16 +170,21 @@ static duet_status shift_mix(void* self, duetp_queue* q, const duetp_stage* a) {
 
 static duet_status linear(void* self, duetp_queue* q, const duetp_stage* a) {
   static const uint32_t id[] = {DUETP_T_RECEPTANCE, DUETP_T_KEY, DUETP_T_VALUE, DUETP_T_OUTPUT};
+  const struct reference* r = self;
   const struct call c = unpack(a);
-  const duetp_ref in = a->in[DUETP_LINEAR_IN];
   float* out = duetp_host_f32(a->out[DUETP_LINEAR_OUT]);
-  (void)self, (void)q;
-  for (uint32_t t = 0; t < c.n_tokens; ++t)
+  float* x = r->host.alloc(r->host.self, c.C * sizeof(float), 64);
+  (void)q;
+  if (!x) return r->host.fail(r->host.self, DUET_E_MEMORY, "out of memory: linear");
+  for (uint32_t t = 0; t < c.n_tokens; ++t) {
+    load_input(a, a->in[DUETP_LINEAR_IN], t, c.C, x);
     for (uint32_t o = 0; o < c.C; ++o) {
-      const double y = row_dot(&a->layer->tensor[id[a->which]], o, duetp_host_ptr(in), in.dtype, (uint64_t)t * c.C, c.C);
+      const double y = row_dot(&a->layer->tensor[id[a->which]], o, x);
       float* p = out + (uint64_t)t * c.C + o;
       *p = (float)(a->which == DUETP_LINEAR_OUTPUT ? *p + y : y);
     }
+  }
+  r->host.free(r->host.self, x);
   return DUET_OK;
 }
 
@@ -158,26 +192,22 @@ static duet_status lowrank(void* self, duetp_queue* q, const duetp_stage* a) {
   const struct reference* r = self;
   const struct call c = unpack(a);
   const duetp_tensor *m1 = &a->layer->tensor[DUETP_T_W1 + a->which], *m2 = &a->layer->tensor[DUETP_T_W2 + a->which];
-  const duetp_ref in = a->in[DUETP_LOWRANK_IN];
   const uint32_t D = m1->dim[1];
   float* out = duetp_host_f32(a->out[DUETP_LOWRANK_OUT]);
-  double* hidden = r->host.alloc(r->host.self, D * sizeof(double), 64);
+  float* x = r->host.alloc(r->host.self, ((size_t)c.C + D) * sizeof(float), 64);
   (void)q;
-  if (!hidden) return r->host.fail(r->host.self, DUET_E_MEMORY, "out of memory: lowrank");
+  if (!x) return r->host.fail(r->host.self, DUET_E_MEMORY, "out of memory: lowrank");
+  float* hidden = x + c.C;
   for (uint32_t t = 0; t < c.n_tokens; ++t) {
+    load_input(a, a->in[DUETP_LOWRANK_IN], t, c.C, x);
     for (uint32_t j = 0; j < D; ++j) {
-      double sum = 0;
-      for (uint32_t i = 0; i < c.C; ++i)
-        sum += (double)get(duetp_host_ptr(in), in.dtype, (uint64_t)t * c.C + i) * get(m1->data, m1->dtype, (uint64_t)i * D + j);
-      hidden[j] = rounded(a->which == DUETP_LOWRANK_W ? tanh(sum) : a->which == DUETP_LOWRANK_G ? sigmoid(sum) : sum, input_dtype(a));
+      const double sum = row_dot(m1, j, x);
+      hidden[j] = (float)(a->which == DUETP_LOWRANK_W ? tanh(sum) : a->which == DUETP_LOWRANK_G ? sigmoid(sum) : sum);
     }
-    for (uint32_t i = 0; i < c.C; ++i) {
-      double sum = 0;
-      for (uint32_t j = 0; j < D; ++j) sum += hidden[j] * get(m2->data, m2->dtype, (uint64_t)j * c.C + i);
-      out[(uint64_t)t * c.C + i] = (float)sum;
-    }
+    round_inputs(hidden, D, a->layer->weights);
+    for (uint32_t i = 0; i < c.C; ++i) out[(uint64_t)t * c.C + i] = (float)row_dot(m2, i, hidden);
   }
-  r->host.free(r->host.self, hidden);
+  r->host.free(r->host.self, x);
   return DUET_OK;
 }
 
@@ -284,7 +314,7 @@ static duet_status channel_mix(void* self, duetp_queue* q, const duetp_stage* a)
   const struct reference* r = self;
   const struct call c = unpack(a);
   const uint32_t F = a->layer->shape.n_ffn;
-  const duet_dtype input = input_dtype(a);
+  const duet_dtype weights = a->layer->weights;
   float* x = duetp_host_f32(a->out[DUETP_CHANNEL_MIX_X]);
   float* scratch = r->host.alloc(r->host.self, (4 * (size_t)c.C + F) * sizeof(float), 64);
   (void)q;
@@ -295,12 +325,14 @@ static duet_status channel_mix(void* self, duetp_queue* q, const duetp_stage* a)
     for (int32_t t = c.starts[s]; t < c.starts[s + 1]; ++t) {
       float* xt = x + (uint64_t)t * c.C;
       token_shift(xt, vec(a, DUETP_T_LN2_W), vec(a, DUETP_T_LN2_B), c.C, a->layer->shape.ln_eps, last, t == c.starts[s], prev, z, d);
-      for (uint32_t i = 0; i < c.C; ++i) mixed[i] = (float)rounded(z[i] + (double)d[i] * vec(a, DUETP_T_FFN_X_K)[i], input);
+      for (uint32_t i = 0; i < c.C; ++i) mixed[i] = (float)(z[i] + (double)d[i] * vec(a, DUETP_T_FFN_X_K)[i]);
+      round_inputs(mixed, c.C, weights);
       for (uint32_t f = 0; f < F; ++f) {
-        const double key = fmax(row_dot(&a->layer->tensor[DUETP_T_FFN_KEY], f, mixed, DUET_F32, 0, c.C), 0);
-        u[f] = (float)rounded(key * key, input);
+        const double key = fmax(row_dot(&a->layer->tensor[DUETP_T_FFN_KEY], f, mixed), 0);
+        u[f] = (float)(key * key);
       }
-      for (uint32_t i = 0; i < c.C; ++i) xt[i] = (float)(xt[i] + row_dot(&a->layer->tensor[DUETP_T_FFN_VALUE], i, u, DUET_F32, 0, F));
+      round_inputs(u, F, weights);
+      for (uint32_t i = 0; i < c.C; ++i) xt[i] = (float)(xt[i] + row_dot(&a->layer->tensor[DUETP_T_FFN_VALUE], i, u));
     }
     if (last && c.starts[s] < c.starts[s + 1]) memcpy(last, prev, c.C * sizeof(float));
   }
@@ -321,8 +353,8 @@ static duet_status head(void* self, duetp_queue* q, const duetp_stage* a) {
     layer_norm(x + (uint64_t)c.rows[i] * c.C, vec(a, DUETP_T_LN_OUT_W), vec(a, DUETP_T_LN_OUT_B), c.C, a->layer->shape.ln_eps, h);
     if (hidden) memcpy(hidden + (uint64_t)i * c.C, h, c.C * sizeof(float));
     if (!logits) continue;
-    for (uint32_t j = 0; j < c.C; ++j) h[j] = (float)rounded(h[j], input_dtype(a));
-    for (uint32_t o = 0; o < V; ++o) logits[(uint64_t)i * V + o] = (float)row_dot(&a->layer->tensor[DUETP_T_HEAD], o, h, DUET_F32, 0, c.C);
+    round_inputs(h, c.C, a->layer->weights);
+    for (uint32_t o = 0; o < V; ++o) logits[(uint64_t)i * V + o] = (float)row_dot(&a->layer->tensor[DUETP_T_HEAD], o, h);
   }
   r->host.free(r->host.self, h);
   return DUET_OK;

@@ -15,7 +15,8 @@ OpenOptions open_options(uint32_t flags) {
 }
 
 void check_weights(duet_dtype t) {
-  if (t != 0 && t != DUET_F32 && t != DUET_F16 && t != DUET_BF16) fail(DUET_E_UNSUPPORTED, "weights of dtype {}: this version has f32, f16 and bf16", t);
+  if (t != 0 && t != DUET_F32 && t != DUET_F16 && t != DUET_BF16 && t != DUET_I8 && t != DUET_I4)
+    fail(DUET_E_UNSUPPORTED, "weights of dtype {}: this version has f32, f16, bf16, q8 and q4", t);
 }
 
 duet_model* new_model(const std::shared_ptr<Library>& library, std::unique_ptr<WeightSource> source, const std::string& path, const duet_model_options& o) {

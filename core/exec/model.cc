@@ -33,10 +33,9 @@ uint64_t check_memory(const WeightSource& source, duet_dtype weights, const Devi
   uint64_t total = 0, need = 0;
   for (uint32_t i = 0; i <= source.shape().n_layer; ++i)
     for (const TensorSpec& spec : tensor_specs()) {
-      const uint64_t n = tensor_count(spec.id, i, source.shape());
-      if (n == 0) continue;
       const duet_dtype dtype = spec.matrix ? weights : duet_dtype{DUET_F32};
-      const uint64_t bytes = n * dtype_bytes(from_duet(dtype));
+      const uint64_t bytes = stored_bytes(spec.id, i, dtype, source.shape());
+      if (bytes == 0) continue;
       total += bytes;
       if (!borrows || !source.in_place(spec.id, i, dtype)) need += bytes;
     }
@@ -77,7 +76,8 @@ Model::Model(std::shared_ptr<Library> library, std::unique_ptr<WeightSource> sou
       weight_bytes_ += host.bytes;
       // the embedding gives one row, all else is read whole
       const duetp_tensor* emb = host.tensors[DUETP_T_EMB];
-      bytes_per_token_ += host.bytes - (emb ? emb->bytes - emb->bytes / emb->dim[0] : 0);
+      const uint64_t table = emb ? emb->bytes + emb->scale_bytes + emb->minimum_bytes : 0;
+      bytes_per_token_ += host.bytes - (emb ? table - table / emb->dim[0] : 0);
       duetp_layer_desc d{};
       d.size = sizeof d;
       d.index = i;

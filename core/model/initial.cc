@@ -122,7 +122,6 @@ class InitialWeights final : public WeightSource {
 
   static double stretch(const std::vector<uint32_t>& dims) { return dims[0] > dims[1] ? std::sqrt(static_cast<double>(dims[0]) / dims[1]) : 1; }
 
-  mutable WeightMemory memory_;
   duetp_shape shape_;
   duet_dtype weights_;
   uint64_t seed_;

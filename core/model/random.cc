@@ -91,6 +91,12 @@ class RandomWeights final : public WeightSource {
     return memory;
   }
 
+  void floats(uint32_t id, uint32_t layer, uint64_t first, uint64_t n, float* out) const override {
+    const Distribution d = distribution(id);
+    const uint64_t key = tensor_key(seed_, id, layer);
+    in_slices(n, 32 * kTile, [&](uint64_t begin, uint64_t end) { fill(out + begin, end - begin, first + begin, key, d); });
+  }
+
  private:
   // 64 bits make two elements, so `at` is even. The sum of two uniform numbers is normal enough.
   static void fill(float* out, uint64_t n, uint64_t at, uint64_t key, Distribution d) {
@@ -141,7 +147,6 @@ class RandomWeights final : public WeightSource {
     }
   }
 
-  mutable WeightMemory memory_;
   duetp_shape shape_;
   uint64_t seed_;
   double key_mean_ = 0;

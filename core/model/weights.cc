@@ -76,6 +76,13 @@ class CheckpointWeights final : public WeightSource {
     return converted;
   }
 
+  void floats(uint32_t id, uint32_t layer, uint64_t first, uint64_t n, float* out) const override {
+    const Tensor& t = *model_.layers.at(layer)[id];
+    file_->check_unchanged();
+    convert_floats(t.data.data() + first * dtype_bytes(t.dtype), t.dtype, out, DUET_F32, n);
+    if (first + n == t.count()) check(t, t.data.data(), t.dtype);  // once, when all has been read
+  }
+
   std::vector<float> time_state(uint32_t layer) const override {
     if (model_.time_state.empty() || model_.time_state.at(layer) == nullptr) return {};
     const Tensor& t = *model_.time_state[layer];
@@ -96,7 +103,6 @@ class CheckpointWeights final : public WeightSource {
   Log log_;
   OpenOptions options_;
   mutable std::set<const Tensor*> checked_;
-  mutable WeightMemory memory_;
 };
 
 }  // namespace
@@ -129,6 +135,41 @@ void check_values(const void* data, DType dtype, uint64_t n, const std::string& 
   }
 }
 
+duetp_quantised_form quantised_form(uint32_t id, uint32_t layer, duet_dtype dtype, const duetp_shape& shape) {
+  const std::vector<uint32_t> dims = tensor_shape(id, layer, shape);
+  const bool in_major = duetp_is_in_major(id);
+  return duetp_form_of(id, dtype, dims.at(in_major), dims.at(!in_major));
+}
+
+uint64_t stored_bytes(uint32_t id, uint32_t layer, duet_dtype dtype, const duetp_shape& shape) {
+  const uint64_t n = tensor_count(id, layer, shape);
+  if (n == 0 || !duetp_is_quantised(dtype)) return n * dtype_bytes(from_duet(dtype));
+  const duetp_quantised_form f = quantised_form(id, layer, dtype, shape);
+  return f.bytes + f.scales * 2 * (dtype == DUET_I4 ? 2 : 1);
+}
+
+void WeightSource::floats(uint32_t id, uint32_t layer, uint64_t first, uint64_t n, float* out) const {
+  const std::shared_ptr<const void> all = tensor(id, layer, DUET_F32);
+  std::memcpy(out, static_cast<const float*>(all.get()) + first, n * sizeof *out);
+}
+
+QuantisedMatrix WeightSource::quantised(uint32_t id, uint32_t layer, duet_dtype want, std::shared_ptr<const void>& owner) const {
+  constexpr uint64_t kSlice = 1 << 20;  // floats at a time
+  const duetp_quantised_form f = quantised_form(id, layer, want, shape());
+  const std::shared_ptr<void> block = memory_.take(quantised_block_bytes(f, want), tensor_name(id, layer));
+  const uint64_t row = uint64_t{f.width} * f.in, step = duetp_is_in_major(id) ? f.tiles : std::max<uint64_t>(1, kSlice / row);
+  const uint64_t all = uint64_t{f.out} * f.in;
+  std::vector<float> slice;
+  for (uint64_t tile = 0; tile < f.tiles; tile += step) {
+    const uint64_t last = std::min(tile + step, f.tiles), first = tile * row, n = std::min(last * row, all) - first;
+    slice.resize(n);
+    floats(id, layer, first, n, slice.data());
+    quantise(id, want, f, tile, last, slice.data(), block.get());
+  }
+  owner = block;
+  return quantised_parts(f, want, block.get());
+}
+
 HostLayer WeightSource::layer(uint32_t index, duet_dtype weights, const std::function<void(uint64_t)>& next) const {
   HostLayer out;
   out.storage.reserve(DUETP_T_COUNT);  // so that pointers into it stay
@@ -142,11 +183,23 @@ HostLayer WeightSource::layer(uint32_t index, duet_dtype weights, const std::fun
     t.id = spec.id;
     t.dtype = spec.matrix ? weights : DUET_F32;
     t.name = out.names.emplace_back(tensor_name(spec.id, index)).c_str();
-    t.data = out.owners.emplace_back(tensor(spec.id, index, t.dtype)).get();
-    t.bytes = tensor_count(spec.id, index, shape()) * dtype_bytes(from_duet(t.dtype));
+    if (duetp_is_quantised(t.dtype)) {
+      const QuantisedMatrix m = quantised(spec.id, index, t.dtype, out.owners.emplace_back());
+      t.data = m.data;
+      t.bytes = m.form.bytes;
+      t.scale = m.scale;
+      t.scale_bytes = m.form.scales * 2;
+      t.minimum = m.minimum;
+      t.minimum_bytes = m.minimum != nullptr ? m.form.scales * 2 : 0;
+      t.group = DUETP_QUANTISED_GROUP;
+      t.scale_dtype = DUET_BF16;
+    } else {
+      t.data = out.owners.emplace_back(tensor(spec.id, index, t.dtype)).get();
+      t.bytes = stored_bytes(spec.id, index, t.dtype, shape());
+    }
     t.n_dim = static_cast<uint32_t>(dims.size());
     std::copy(dims.begin(), dims.end(), t.dim);
-    out.bytes += t.bytes;
+    out.bytes += t.bytes + t.scale_bytes + t.minimum_bytes;
     out.tensors[spec.id] = &out.storage.emplace_back(t);
   }
   return out;
