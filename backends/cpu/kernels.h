@@ -54,7 +54,9 @@ struct Matrix {
   const void* data = nullptr;  // aligned to its element only
   duet_dtype dtype = DUET_F32;
   uint32_t in = 0, out = 0;
-  bool in_major = false;  // [in,out], as the low-rank pairs are; else [out,in]
+  bool in_major = false;  // [in,out], as the low-rank pairs are; else [out,in]; neither for q8 and q4 (duet_quantised.h)
+  const void *scale = nullptr, *minimum = nullptr;  // bf16; q8 has the first, q4 both
+  bool quantised() const { return scale != nullptr; }
 };
 // tile[row][0..count) = outputs first .. first+count of `rows` inputs; count <= kTileColumns, rows <= kTileRows
 void multiply_tile(const Matrix& w, size_t first, size_t count, const void* x, size_t rows, float* tile);
@@ -62,6 +64,28 @@ void multiply_tile(const Matrix& w, size_t first, size_t count, const void* x, s
 enum class Finish { kStore, kAdd, kRelu2, kTanh, kSigmoid };
 // out[row * ld + i] = finish(tile[row][i]); kAdd adds to the f32 already there
 void finish_tile(const float* tile, size_t rows, size_t count, Finish finish, bool bf16, void* out, size_t ld);
+
+// ---- quantised.cc, quantised_x86.cc: the same for q8 and q4 weights, whose inputs are rounded first ----
+constexpr size_t kGroup = 64, kTile = 16;
+struct RoundedRows {  // [rows][groups]; see duetp_round_input
+  size_t groups;
+  int8_t* q;       // [64] for each group
+  float* scale;
+  int32_t* bias;   // -128 times the sum of q
+  float* offset;   // scale times the sum of q
+};
+constexpr size_t rounded_bytes(size_t in, size_t rows) { return rows * ((in + kGroup - 1) / kGroup) * (kGroup + 12); }
+RoundedRows rounded_rows(size_t in, size_t rows, void* memory);  // of rounded_bytes, for up to `rows` rows
+RoundedRows rounded_from(const RoundedRows& x, size_t row);      // without the rows before `row`
+void round_rows(const float* x, size_t in, size_t rows, const RoundedRows& out);
+// `first` is a multiple of kTile. In both modes a row's bits are the same, whichever kernel computes it, where there is FMA.
+void multiply_tile(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, float* tile);
+using IntegerProduct = void (*)(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, float* tile);
+IntegerProduct integer_product();  // NULL: the CPU has none that we know
+void forbid_vnni();
+void forbid_avx2();
+// y = row `row` of an embedding, in any dtype
+void widen_row(const Matrix& w, size_t row, float* y);
 
 // ---- pack.cc: outputs first .. first+count of W as the right-hand side of a matrix product ----
 // f32: [in][64]; bf16: pairs [in/2][64][2], `in` padded to a multiple of 32. Missing columns are zero.

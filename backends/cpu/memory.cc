@@ -60,8 +60,7 @@ bool is_matrix(uint32_t id) { return is_in_major(id) || (id >= DUETP_T_RECEPTANC
 
 duet_status layer_new(void* self, const duetp_layer_desc* desc, duetp_layer** out) {
   Device& d = *static_cast<Device*>(self);
-  if (desc->weights != DUET_F32 && desc->weights != DUET_BF16 && desc->weights != DUET_F16)
-    return d.fail(DUET_E_UNSUPPORTED, "the CPU backend takes weights in f32, bf16 and f16 only");
+  if (!takes_weights(desc->weights)) return d.fail(DUET_E_UNSUPPORTED, kWeightsTaken);
   if (desc->flags) return d.fail(DUET_E_UNSUPPORTED, "the CPU backend does not train");
   auto* l = static_cast<duetp_layer*>(zeroed(d, sizeof(duetp_layer)));
   if (!l) return out_of_memory(d, "a layer", sizeof(duetp_layer));
@@ -79,8 +78,8 @@ duet_status layer_new(void* self, const duetp_layer_desc* desc, duetp_layer** ou
         continue;
       }
       const bool in_major = is_in_major(id);
-      l->matrix[id] = {t->data, t->dtype, t->dim[in_major ? 0 : 1], t->dim[in_major ? 1 : 0], in_major};
-      if (id != DUETP_T_EMB && id != DUETP_T_HEAD) l->gemm[id] = d.gemms.get(l->matrix[id].in, l->bf16 && d.gemms.has_bf16());
+      l->matrix[id] = {t->data, t->dtype, t->dim[in_major ? 0 : 1], t->dim[in_major ? 1 : 0], in_major, t->scale, t->minimum};
+      if (!l->matrix[id].quantised() && id != DUETP_T_EMB && id != DUETP_T_HEAD) l->gemm[id] = d.gemms.get(l->matrix[id].in, l->bf16 && d.gemms.has_bf16());
     }
     return DUET_OK;
   });

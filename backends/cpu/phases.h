@@ -1,6 +1,8 @@
 // The phases that the nine stages are made of. Each divides its output among the threads; see queue.h.
 #pragma once
 #include <cstdint>
+
+#include "duet_quantised.h"
 #include "queue.h"
 
 namespace duet_cpu {
@@ -20,6 +22,16 @@ void lowrank_up(const Call& c, Worker& w);
 void channel_mix_key(const Call& c, Worker& w);
 void channel_mix_value(const Call& c, Worker& w);
 void head_product(const Call& c, Worker& w);
+
+// Inputs of products with quantised weights are rounded first. Up to a block of rows each thread does that for itself, which
+// costs less than a barrier; more are divided, in a phase of its own before the product.
+inline bool shares_rounded(const duetp_layer& l, uint32_t max_rows) { return duetp_is_quantised(l.weights) && max_rows > kTileRows; }
+void linear_round(const Call& c, Worker& w);
+void lowrank_down_round(const Call& c, Worker& w);
+void lowrank_up_round(const Call& c, Worker& w);
+void channel_mix_key_round(const Call& c, Worker& w);
+void channel_mix_value_round(const Call& c, Worker& w);
+void head_round(const Call& c, Worker& w);
 
 // phases_head.cc: one head of one sequence; the queue deals these pairs to the threads
 void prepare_heads(const Call& c, Worker& w, uint32_t q, size_t head, size_t t0, size_t t1);

@@ -10,12 +10,13 @@ namespace {
 struct Product {
   const Matrix& w;
   const Gemm* gemm;  // oneDNN; NULL = our own kernels, which read W where it is
+  const void* shared;  // quantised W: all inputs, rounded; NULL = each thread rounds them
   const void* in;    // (m) [rows, w.in]
   bool in_bf16;
   void* out;         // [rows, w.out]
   bool out_bf16;
   Finish finish;
-  size_t rows;
+  size_t rows, max_rows;
 };
 
 // The inputs of a block as oneDNN wants them: whole, and of its type.
@@ -41,13 +42,22 @@ void fetch_ahead(const Matrix& w, size_t slice, size_t from, size_t to) {
   for (size_t at = from * row; at < to * row; at += 64) __builtin_prefetch(base + at, 0, 2);
 }
 
+// The inputs of a product with quantised weights, rounded.
+RoundedRows rounded_inputs(const Product& p, Worker& w) {
+  if (p.shared) return rounded_rows(p.w.in, p.max_rows, const_cast<void*>(p.shared));
+  const RoundedRows own = rounded_rows(p.w.in, kTileRows, w.rows);
+  round_rows(static_cast<const float*>(p.in), p.w.in, p.rows, own);
+  return own;
+}
+
 // A task is a slice of outputs for a group of row blocks. Slices are few in small models and parallel mode, so there rows are
 // divided too, as long as packing the slice again costs little beside the product.
 void multiply(const Product& p, Worker& w) {
   if (p.rows == 0) return;
   constexpr size_t columns = kTileColumns, kGroupBlocks = 4;
   const size_t slices = (p.w.out + columns - 1) / columns, blocks = (p.rows + kTileRows - 1) / kTileRows;
-  const size_t groups = p.gemm ? std::clamp<size_t>((4 * w.n + slices - 1) / slices, 1, (blocks + kGroupBlocks - 1) / kGroupBlocks) : 1;
+  const size_t groups = p.gemm || p.shared ? std::clamp<size_t>((4 * w.n + slices - 1) / slices, 1, (blocks + kGroupBlocks - 1) / kGroupBlocks) : 1;
+  const RoundedRows rounded = p.w.quantised() ? rounded_inputs(p, w) : RoundedRows();
   size_t packed = slices;  // none
   for (size_t task; (task = w.next->fetch_add(1, std::memory_order_relaxed)) < slices * groups;) {
     const size_t slice = task / groups, group = task % groups;
@@ -59,6 +69,8 @@ void multiply(const Product& p, Worker& w) {
       const size_t row = b * kTileRows, rows = std::min(kTileRows, p.rows - row);
       if (p.gemm)
         w.gemm->run(*p.gemm, block_rows(p, row, rows, w), w.panel, w.tile, w.product);
+      else if (p.w.quantised())
+        multiply_tile(p.w, first, count, rounded_from(rounded, row), rows, w.tile);
       else
         multiply_tile(p.w, first, count, static_cast<const char*>(p.in) + row * p.w.in * m_bytes(p.in_bf16), rows, w.tile);
       finish_tile(w.tile, rows, count, p.finish, p.out_bf16, static_cast<char*>(p.out) + (row * p.w.out + first) * m_bytes(p.out_bf16), p.w.out);
@@ -66,9 +78,19 @@ void multiply(const Product& p, Worker& w) {
   }
 }
 
-void token_product(const Call& c, Worker& w, uint32_t id, const void* in, void* out, bool out_bf16, Finish finish) {
-  multiply({c.layer->matrix[id], c.recurrent ? nullptr : c.layer->gemm[id], in, c.layer->bf16, out, out_bf16, finish, c.n_tokens()}, w);
+void token_product(const Call& c, Worker& w, uint32_t id, const void* in, Region rounded, void* out, bool out_bf16, Finish finish) {
+  const void* shared = shares_rounded(*c.layer, c.max_tokens) ? w.region[rounded] : nullptr;
+  multiply({c.layer->matrix[id], c.recurrent ? nullptr : c.layer->gemm[id], shared, in, c.layer->bf16, out, out_bf16, finish, c.n_tokens(), c.max_tokens}, w);
 }
+
+// This thread's share of the rows
+void round_share(const Call& c, Worker& w, uint32_t id, const void* in, Region rounded, size_t rows, size_t max_rows) {
+  const size_t depth = c.layer->matrix[id].in, from = rows * w.i / w.n, to = rows * (w.i + 1) / w.n;
+  round_rows(static_cast<const float*>(in) + from * depth, depth, to - from, rounded_from(rounded_rows(depth, max_rows, w.region[rounded]), from));
+}
+void round_tokens(const Call& c, Worker& w, uint32_t id, const void* in, Region rounded) { round_share(c, w, id, in, rounded, c.n_tokens(), c.max_tokens); }
+
+Region by_which(Region first, uint32_t which) { return static_cast<Region>(first + which); }
 
 constexpr uint32_t kLinear[] = {DUETP_T_RECEPTANCE, DUETP_T_KEY, DUETP_T_VALUE, DUETP_T_OUTPUT};
 constexpr Finish kHidden[] = {Finish::kTanh, Finish::kStore, Finish::kStore, Finish::kSigmoid};
@@ -76,20 +98,32 @@ constexpr Finish kHidden[] = {Finish::kTanh, Finish::kStore, Finish::kStore, Fin
 }  // namespace
 
 void linear_product(const Call& c, Worker& w) {
-  token_product(c, w, kLinear[c.which], c.in[DUETP_LINEAR_IN], c.out[DUETP_LINEAR_OUT], false, c.which == DUETP_LINEAR_OUTPUT ? Finish::kAdd : Finish::kStore);
+  token_product(c, w, kLinear[c.which], c.in[DUETP_LINEAR_IN], by_which(kRoundedR, c.which), c.out[DUETP_LINEAR_OUT], false, c.which == DUETP_LINEAR_OUTPUT ? Finish::kAdd : Finish::kStore);
 }
 void lowrank_down(const Call& c, Worker& w) {
-  token_product(c, w, DUETP_T_W1 + c.which, c.in[DUETP_LOWRANK_IN], w.region[kHiddenW + c.which], c.layer->bf16, kHidden[c.which]);
+  token_product(c, w, DUETP_T_W1 + c.which, c.in[DUETP_LOWRANK_IN], by_which(kRoundedDownW, c.which), w.region[kHiddenW + c.which], c.layer->bf16, kHidden[c.which]);
 }
 void lowrank_up(const Call& c, Worker& w) {
-  token_product(c, w, DUETP_T_W2 + c.which, w.region[kHiddenW + c.which], c.out[DUETP_LOWRANK_OUT], false, Finish::kStore);
+  token_product(c, w, DUETP_T_W2 + c.which, w.region[kHiddenW + c.which], by_which(kRoundedUpW, c.which), c.out[DUETP_LOWRANK_OUT], false, Finish::kStore);
 }
-void channel_mix_key(const Call& c, Worker& w) { token_product(c, w, DUETP_T_FFN_KEY, w.region[kMixed], w.region[kKey], c.layer->bf16, Finish::kRelu2); }
-void channel_mix_value(const Call& c, Worker& w) { token_product(c, w, DUETP_T_FFN_VALUE, w.region[kKey], c.out[DUETP_CHANNEL_MIX_X], false, Finish::kAdd); }
+void channel_mix_key(const Call& c, Worker& w) {
+  token_product(c, w, DUETP_T_FFN_KEY, w.region[kMixed], kRoundedMixed, w.region[kKey], c.layer->bf16, Finish::kRelu2);
+}
+void channel_mix_value(const Call& c, Worker& w) {
+  token_product(c, w, DUETP_T_FFN_VALUE, w.region[kKey], kRoundedKey, c.out[DUETP_CHANNEL_MIX_X], false, Finish::kAdd);
+}
 
 // Always our own kernel: mostly one row is wanted, and then nothing may be packed or padded; so its bits do not depend on mode.
 void head_product(const Call& c, Worker& w) {
-  multiply({c.layer->matrix[DUETP_T_HEAD], nullptr, w.region[kMixed], c.layer->bf16, c.out[DUETP_HEAD_OUT_LOGITS], false, Finish::kStore, c.n_rows()}, w);
+  const void* shared = shares_rounded(*c.layer, c.max_rows) ? w.region[kRoundedMixed] : nullptr;
+  multiply({c.layer->matrix[DUETP_T_HEAD], nullptr, shared, w.region[kMixed], c.layer->bf16, c.out[DUETP_HEAD_OUT_LOGITS], false, Finish::kStore, c.n_rows(), c.max_rows}, w);
 }
+
+void linear_round(const Call& c, Worker& w) { round_tokens(c, w, kLinear[c.which], c.in[DUETP_LINEAR_IN], by_which(kRoundedR, c.which)); }
+void lowrank_down_round(const Call& c, Worker& w) { round_tokens(c, w, DUETP_T_W1 + c.which, c.in[DUETP_LOWRANK_IN], by_which(kRoundedDownW, c.which)); }
+void lowrank_up_round(const Call& c, Worker& w) { round_tokens(c, w, DUETP_T_W2 + c.which, w.region[kHiddenW + c.which], by_which(kRoundedUpW, c.which)); }
+void channel_mix_key_round(const Call& c, Worker& w) { round_tokens(c, w, DUETP_T_FFN_KEY, w.region[kMixed], kRoundedMixed); }
+void channel_mix_value_round(const Call& c, Worker& w) { round_tokens(c, w, DUETP_T_FFN_VALUE, w.region[kKey], kRoundedKey); }
+void head_round(const Call& c, Worker& w) { round_share(c, w, DUETP_T_HEAD, w.region[kMixed], kRoundedMixed, c.n_rows(), c.max_rows); }
 
 }  // namespace duet_cpu

@@ -83,11 +83,10 @@ Shift ffn_shift(const Call& c, void* mixed) {
 void embed_tokens(const Call& c, Worker& w) {
   const size_t C = c.layer->shape.n_embd;
   const Matrix& emb = c.layer->matrix[DUETP_T_EMB];
-  const size_t row = C * (emb.dtype == DUET_F32 ? 4 : 2);
   const Range mine = share(c.n_tokens(), w);
   for (uint32_t t = mine.from; t < mine.to; ++t) {
     float* x = static_cast<float*>(c.out[DUETP_EMBED_OUT_X]) + t * C;
-    widen(static_cast<const char*>(emb.data) + static_cast<size_t>(c.tokens[t]) * row, emb.dtype, C, x);
+    widen_row(emb, static_cast<size_t>(c.tokens[t]), x);
     layer_norm(x, c.layer->vector[DUETP_T_LN0_W], c.layer->vector[DUETP_T_LN0_B], C, c.layer->shape.ln_eps, x);
   }
 }

@@ -13,8 +13,7 @@ namespace {
 
 const char* refuses(void*, const duetp_shape*, duet_dtype weights, uint32_t rung) {
   if (rung != 1) return "the CPU backend implements the stages (rung 1) only";
-  if (weights != DUET_F32 && weights != DUET_BF16 && weights != DUET_F16) return "the CPU backend takes weights in f32, bf16 and f16 only";
-  return nullptr;
+  return takes_weights(weights) ? nullptr : kWeightsTaken;
 }
 
 duet_status open_plugin(const duetp_host* host, void** self) {

@@ -29,7 +29,14 @@ struct Call {
 };
 
 // Memory between the phases of one stage. Stages of a kind follow one another, so each kind has one.
-enum Region { kHiddenW, kHiddenA, kHiddenV, kHiddenG, kMixed, kKey, kRegions };
+enum Region {
+  kHiddenW, kHiddenA, kHiddenV, kHiddenG, kMixed, kKey,
+  kRoundedR, kRoundedK, kRoundedV, kRoundedOutput,     // inputs of products with quantised weights, where threads share them:
+  kRoundedDownW, kRoundedDownA, kRoundedDownV, kRoundedDownG,
+  kRoundedUpW, kRoundedUpA, kRoundedUpV, kRoundedUpG,
+  kRoundedMixed, kRoundedKey,
+  kRegions
+};
 
 // What one thread works with. Private memory is sized by the largest call of the list.
 struct Worker {
@@ -38,7 +45,7 @@ struct Worker {
   GemmThread* gemm;
   void* region[kRegions];
   float* tile;    // [kMaxTileRows, kTileColumns]
-  void* rows;     // [kMaxTileRows, depth]: inputs, padded or widened
+  void* rows;     // [kMaxTileRows, depth]: inputs, padded, widened, or rounded
   void* panel;    // see pack_panel
   void* product;  // oneDNN's
   float* token;   // [2, C]

@@ -46,14 +46,24 @@ class Stage {
     return {reinterpret_cast<const char*>(call_.state) + 3 * static_cast<uint64_t>(call_.layer_index) + part, 1, write};
   }
 
-  // the product with matrix `id`: what its threads need, and a oneDNN product that they can run
-  void product(uint32_t id) {
+  // the product with matrix `id` of up to `rows` inputs: what its threads need, and a oneDNN product that they can run
+  void product(uint32_t id, Region rounded, uint64_t rows) {
+    if (const Matrix& m = call_.layer->matrix[id]; m.quantised()) {
+      if (shares_rounded(*call_.layer, static_cast<uint32_t>(rows)))
+        needs_.region[rounded] = rounded_bytes(m.in, rows);
+      else
+        needs_.rows = std::max<uint64_t>(needs_.rows, rounded_bytes(m.in, kTileRows));
+    }
     const Gemm* g = call_.recurrent ? nullptr : call_.layer->gemm[id];
     if (!g) return;
     queue_.prepare(*g);
     needs_.rows = std::max<uint64_t>(needs_.rows, kMaxTileRows * static_cast<uint64_t>(g->depth) * m_bytes(g->bf16));
     needs_.panel = std::max<uint64_t>(needs_.panel, padded_depth(g->depth, g->bf16) * kTileColumns * m_bytes(g->bf16));
     needs_.product = std::max<uint64_t>(needs_.product, g->scratch_bytes);
+  }
+  // rounds `in` for the product that follows, where threads share that work
+  void round(PhaseFn fn, Access in, Region rounded, uint64_t rows) {
+    if (shares_rounded(*call_.layer, static_cast<uint32_t>(rows))) phase(fn, {in, region(rounded, true)});
   }
   template <class Fn>
   void phase(Fn fn, std::initializer_list<Access> touched) {
@@ -96,8 +106,11 @@ duet_status shift_mix(void* self, duetp_queue* q, const duetp_stage* a) {
 duet_status linear(void* self, duetp_queue* q, const duetp_stage* a) {
   return enqueue(self, q, a, [](Stage& s) {
     constexpr uint32_t kMatrix[] = {DUETP_T_RECEPTANCE, DUETP_T_KEY, DUETP_T_VALUE, DUETP_T_OUTPUT};
-    s.product(kMatrix[s.call().which]);
-    s.phase(linear_product, {s.reads_m(s.call().in[DUETP_LINEAR_IN]), s.writes(s.call().out[DUETP_LINEAR_OUT])});
+    const Region rounded = static_cast<Region>(kRoundedR + s.call().which);
+    const Access in = s.reads_m(s.call().in[DUETP_LINEAR_IN]);
+    s.product(kMatrix[s.call().which], rounded, s.tokens());
+    s.round(linear_round, in, rounded, s.tokens());
+    s.phase(linear_product, {in, s.region(rounded, false), s.writes(s.call().out[DUETP_LINEAR_OUT])});
   });
 }
 
@@ -106,10 +119,14 @@ duet_status lowrank(void* self, duetp_queue* q, const duetp_stage* a) {
     const Call& c = s.call();
     const Region hidden = static_cast<Region>(kHiddenW + c.which);
     s.needs().region[hidden] = s.tokens() * c.layer->matrix[DUETP_T_W1 + c.which].out * s.m();
-    s.product(DUETP_T_W1 + c.which);
-    s.product(DUETP_T_W2 + c.which);
-    s.phase(lowrank_down, {s.reads_m(c.in[DUETP_LOWRANK_IN]), s.region(hidden, true)});
-    s.phase(lowrank_up, {s.region(hidden, false), s.writes(c.out[DUETP_LOWRANK_OUT])});
+    const Region down = static_cast<Region>(kRoundedDownW + c.which), up = static_cast<Region>(kRoundedUpW + c.which);
+    s.product(DUETP_T_W1 + c.which, down, s.tokens());
+    s.product(DUETP_T_W2 + c.which, up, s.tokens());
+    const Access in = s.reads_m(c.in[DUETP_LOWRANK_IN]);
+    s.round(lowrank_down_round, in, down, s.tokens());
+    s.phase(lowrank_down, {in, s.region(down, false), s.region(hidden, true)});
+    s.round(lowrank_up_round, s.region(hidden, false), up, s.tokens());
+    s.phase(lowrank_up, {s.region(hidden, false), s.region(up, false), s.writes(c.out[DUETP_LOWRANK_OUT])});
   });
 }
 
@@ -148,12 +165,14 @@ duet_status channel_mix(void* self, duetp_queue* q, const duetp_stage* a) {
     s.needs().token = 2 * s.C() * sizeof(float);
     s.needs().region[kMixed] = s.tokens() * s.C() * s.m();
     s.needs().region[kKey] = s.tokens() * c.layer->shape.n_ffn * s.m();
-    s.product(DUETP_T_FFN_KEY);
-    s.product(DUETP_T_FFN_VALUE);
+    s.product(DUETP_T_FFN_KEY, kRoundedMixed, s.tokens());
+    s.product(DUETP_T_FFN_VALUE, kRoundedKey, s.tokens());
     s.phase(channel_mix_tokens, {s.reads(x), s.region(kMixed, true), s.kept(2, c.recurrent)});
     if (!c.recurrent) s.phase(channel_mix_keep, {s.reads(x), s.kept(2, true)});
-    s.phase(channel_mix_key, {s.region(kMixed, false), s.region(kKey, true)});
-    s.phase(channel_mix_value, {s.region(kKey, false), s.writes(x)});
+    s.round(channel_mix_key_round, s.region(kMixed, false), kRoundedMixed, s.tokens());
+    s.phase(channel_mix_key, {s.region(kMixed, false), s.region(kRoundedMixed, false), s.region(kKey, true)});
+    s.round(channel_mix_value_round, s.region(kKey, false), kRoundedKey, s.tokens());
+    s.phase(channel_mix_value, {s.region(kKey, false), s.region(kRoundedKey, false), s.writes(x)});
   });
 }
 
@@ -165,7 +184,10 @@ duet_status head(void* self, duetp_queue* q, const duetp_stage* a) {
     s.needs().token = 2 * s.C() * sizeof(float);
     s.needs().region[kMixed] = rows * s.C() * s.m();
     s.phase(head_rows, {s.reads(c.in[DUETP_HEAD_IN_X]), {hidden, rows * s.C() * 4, true}, s.region(kMixed, true)});
-    if (logits) s.phase(head_product, {s.region(kMixed, false), {logits, rows * c.layer->shape.n_vocab * 4, true}});
+    if (!logits) return;
+    s.product(DUETP_T_HEAD, kRoundedMixed, rows);
+    s.round(head_round, s.region(kMixed, false), kRoundedMixed, rows);
+    s.phase(head_product, {s.region(kMixed, false), s.region(kRoundedMixed, false), {logits, rows * c.layer->shape.n_vocab * 4, true}});
   });
 }
 

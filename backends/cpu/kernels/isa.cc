@@ -21,6 +21,10 @@ bool limit_instruction_set(std::string_view name) {
     hwy::DisableTargets(l.target ? l.target - 1 : ~int64_t{0});  // a better target is a lower bit; the baseline cannot be disabled
     hwy::GetChosenTarget().DeInit();
     forbid_bf16_dot();
+    if (l.target == HWY_AVX3 || l.target == HWY_AVX2)
+      forbid_vnni();
+    else
+      forbid_avx2();
     (void)dnnl::set_max_cpu_isa(l.products);  // refused once a product has been made: then it keeps the best, which is as right
     return true;
   }

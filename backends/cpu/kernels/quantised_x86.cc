@@ -1,0 +1,205 @@
+// Products with q8 and q4 weights in integers: vpdpbusd of AVX-512 VNNI, and AVX2. Own intrinsics, because Highway 1.0.3 has
+// no products of bytes; chosen by cpuid. Sixteen outputs are the lanes of a vector, so that nothing is summed across lanes.
+#include "duet_quantised.h"
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <algorithm>
+
+#pragma GCC diagnostic ignored "-Wuninitialized"  // g++ 12: in its own intrinsics
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+#define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma"), always_inline)) inline
+#define VNNI_FN __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")))
+#define AVX2 __attribute__((target("avx2,fma"), always_inline)) inline
+#define AVX2_FN __attribute__((target("avx2,fma")))
+#define UNROLL _Pragma("GCC unroll 16")
+
+namespace duet_cpu {
+namespace {
+
+struct Tiles {  // neighbouring tiles of a matrix
+  const uint8_t* w;
+  const uint16_t *scale, *minimum;
+  size_t w_step, scale_step;  // from tile to tile
+};
+
+template <bool I4>
+Tiles tiles_at(const Matrix& m, size_t first, size_t groups) {
+  const size_t t = first / kTile, w_step = groups * kGroup * kTile / (I4 ? 2 : 1), scale_step = groups * kTile;
+  return {static_cast<const uint8_t*>(m.data) + t * w_step, static_cast<const uint16_t*>(m.scale) + t * scale_step,
+          I4 ? static_cast<const uint16_t*>(m.minimum) + t * scale_step : nullptr, w_step, scale_step};
+}
+
+inline int32_t four(const int8_t* q) {  // inputs, for all lanes alike
+  int32_t v;
+  __builtin_memcpy(&v, q, sizeof v);
+  return v;
+}
+
+// ---- AVX-512 VNNI: bytes without sign times bytes with sign ----
+
+VNNI __m512 floats16(const uint16_t* bf16) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bf16))), 16));
+}
+
+// T tiles x R rows
+template <bool I4, size_t T, size_t R>
+VNNI void product(const Tiles& m, const RoundedRows& x, float* tile) {
+  __m512 y[R][T];
+  UNROLL for (size_t r = 0; r < R; ++r) UNROLL for (size_t t = 0; t < T; ++t) y[r][t] = _mm512_setzero_ps();
+  for (size_t g = 0; g < x.groups; ++g) {
+    __m512i dot[R][T];
+    // q8 is shifted to 0 .. 255 for the product, which the bias takes back
+    UNROLL for (size_t r = 0; r < R; ++r) UNROLL for (size_t t = 0; t < T; ++t)
+        dot[r][t] = I4 ? _mm512_setzero_si512() : _mm512_set1_epi32(x.bias[r * x.groups + g]);
+    const uint8_t* w = m.w + g * kGroup * kTile / (I4 ? 2 : 1);
+    const int8_t* q = x.q + g * kGroup;
+    for (size_t i = 0; i < kGroup; i += I4 ? 8 : 4, w += 64) {
+      __m512i a[T], b[T];
+      UNROLL for (size_t t = 0; t < T; ++t) {
+        const __m512i v = _mm512_loadu_si512(w + t * m.w_step);
+        if (I4) {
+          const __m512i low = _mm512_set1_epi8(15);
+          a[t] = _mm512_and_si512(v, low);
+          b[t] = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
+        } else {
+          a[t] = _mm512_xor_si512(v, _mm512_set1_epi8(-128));
+        }
+      }
+      UNROLL for (size_t r = 0; r < R; ++r) {
+        const int8_t* at = q + r * x.groups * kGroup + i;
+        const __m512i first = _mm512_set1_epi32(four(at));
+        UNROLL for (size_t t = 0; t < T; ++t) dot[r][t] = _mm512_dpbusd_epi32(dot[r][t], a[t], first);
+        if (I4) {
+          const __m512i second = _mm512_set1_epi32(four(at + 4));
+          UNROLL for (size_t t = 0; t < T; ++t) dot[r][t] = _mm512_dpbusd_epi32(dot[r][t], b[t], second);
+        }
+      }
+    }
+    UNROLL for (size_t t = 0; t < T; ++t) {
+      const __m512 scale = floats16(m.scale + t * m.scale_step + g * kTile);
+      UNROLL for (size_t r = 0; r < R; ++r) {
+        const size_t at = r * x.groups + g;
+        y[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r][t]), _mm512_mul_ps(scale, _mm512_set1_ps(x.scale[at])), y[r][t]);
+      }
+      if (!I4) continue;
+      const __m512 minimum = floats16(m.minimum + t * m.scale_step + g * kTile);
+      UNROLL for (size_t r = 0; r < R; ++r) y[r][t] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(x.offset[r * x.groups + g]), y[r][t]);
+    }
+  }
+  UNROLL for (size_t r = 0; r < R; ++r) UNROLL for (size_t t = 0; t < T; ++t) _mm512_storeu_ps(tile + r * kTileColumns + t * kTile, y[r][t]);
+}
+
+// All of `n_tiles` tiles, T at a time, for R rows
+template <bool I4, size_t T, size_t R>
+VNNI_FN void rows_of(const Matrix& m, size_t first, size_t n_tiles, const RoundedRows& x, float* tile) {
+  size_t t = 0;
+  for (; t + T <= n_tiles; t += T) product<I4, T, R>(tiles_at<I4>(m, first + t * kTile, x.groups), x, tile + t * kTile);
+  for (; t < n_tiles; ++t) product<I4, 1, R>(tiles_at<I4>(m, first + t * kTile, x.groups), x, tile + t * kTile);
+}
+
+template <bool I4>
+void multiply_vnni(const Matrix& m, size_t first, size_t count, const RoundedRows& all, size_t rows, float* tile) {
+  const size_t n_tiles = (count + kTile - 1) / kTile;
+  size_t row = 0;
+  const auto take = [&](auto* fn, size_t n) {
+    fn(m, first, n_tiles, rounded_from(all, row), tile + row * kTileColumns);
+    row += n;
+  };
+  while (rows - row >= 6) take(rows_of<I4, 2, 6>, 6);
+  switch (rows - row) {
+    case 5: return take(rows_of<I4, 2, 5>, 5);
+    case 4: return take(rows_of<I4, 2, 4>, 4);
+    case 3: return take(rows_of<I4, 4, 3>, 3);
+    case 2: return take(rows_of<I4, 4, 2>, 2);
+    case 1: return take(rows_of<I4, 4, 1>, 1);
+  }
+}
+
+// ---- AVX2: products of bytes come in pairs of 16 bits, which must not overflow ----
+
+AVX2 __m256 floats8(const uint16_t* bf16) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bf16))), 16));
+}
+
+// sums of four neighbouring products
+AVX2 __m256i dot_i8(__m256i w, __m256i x) {  // |w| (x with the sign of w): 2 x 128 x 127 fits
+  return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)), _mm256_set1_epi16(1));
+}
+AVX2 __m256i dot_i4(__m256i a, __m256i x, __m256i b, __m256i z) {
+  return _mm256_madd_epi16(_mm256_add_epi16(_mm256_maddubs_epi16(a, x), _mm256_maddubs_epi16(b, z)), _mm256_set1_epi16(1));
+}
+
+// Half a tile, eight outputs, x R rows
+template <bool I4, size_t R>
+AVX2_FN void half_product(const Tiles& m, size_t half, const RoundedRows& x, float* tile) {
+  __m256 y[R];
+  UNROLL for (size_t r = 0; r < R; ++r) y[r] = _mm256_setzero_ps();
+  for (size_t g = 0; g < x.groups; ++g) {
+    __m256i dot[R];
+    UNROLL for (size_t r = 0; r < R; ++r) dot[r] = _mm256_setzero_si256();
+    const uint8_t* w = m.w + g * kGroup * kTile / (I4 ? 2 : 1) + half * 32;
+    const int8_t* q = x.q + g * kGroup;
+    for (size_t i = 0; i < kGroup; i += I4 ? 8 : 4, w += 64) {
+      const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)), low = _mm256_set1_epi8(15);
+      UNROLL for (size_t r = 0; r < R; ++r) {
+        const int8_t* at = q + r * x.groups * kGroup + i;
+        const __m256i four_of = _mm256_set1_epi32(four(at));
+        const __m256i sum = I4 ? dot_i4(_mm256_and_si256(v, low), four_of, _mm256_and_si256(_mm256_srli_epi16(v, 4), low), _mm256_set1_epi32(four(at + 4)))
+                               : dot_i8(v, four_of);
+        dot[r] = _mm256_add_epi32(dot[r], sum);
+      }
+    }
+    const __m256 scale = floats8(m.scale + g * kTile + half * 8);
+    UNROLL for (size_t r = 0; r < R; ++r) {
+      const size_t at = r * x.groups + g;
+      y[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[r]), _mm256_mul_ps(scale, _mm256_set1_ps(x.scale[at])), y[r]);
+      if (I4) y[r] = _mm256_fmadd_ps(floats8(m.minimum + g * kTile + half * 8), _mm256_set1_ps(x.offset[at]), y[r]);
+    }
+  }
+  UNROLL for (size_t r = 0; r < R; ++r) _mm256_storeu_ps(tile + r * kTileColumns + half * 8, y[r]);
+}
+
+template <bool I4>
+void multiply_avx2(const Matrix& m, size_t first, size_t count, const RoundedRows& all, size_t rows, float* tile) {
+  for (size_t o = 0; o < count; o += kTile) {
+    const Tiles w = tiles_at<I4>(m, first + o, all.groups);
+    for (size_t half = 0; half < 2; ++half) {
+      size_t row = 0;
+      for (; row + 4 <= rows; row += 4) half_product<I4, 4>(w, half, rounded_from(all, row), tile + row * kTileColumns + o);
+      for (; row < rows; ++row) half_product<I4, 1>(w, half, rounded_from(all, row), tile + row * kTileColumns + o);
+    }
+  }
+}
+
+bool vnni_forbidden = false, avx2_forbidden = false;
+
+void vnni(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* tile) {
+  m.dtype == DUET_I4 ? multiply_vnni<true>(m, first, count, x, rows, tile) : multiply_vnni<false>(m, first, count, x, rows, tile);
+}
+void avx2(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* tile) {
+  m.dtype == DUET_I4 ? multiply_avx2<true>(m, first, count, x, rows, tile) : multiply_avx2<false>(m, first, count, x, rows, tile);
+}
+
+}  // namespace
+
+IntegerProduct integer_product() {
+  static const bool has_vnni = __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return has_vnni && !vnni_forbidden ? vnni : has_avx2 && !avx2_forbidden ? avx2 : nullptr;
+}
+void forbid_vnni() { vnni_forbidden = true; }
+void forbid_avx2() { vnni_forbidden = avx2_forbidden = true; }
+
+}  // namespace duet_cpu
+#else
+namespace duet_cpu {
+IntegerProduct integer_product() { return nullptr; }
+void forbid_vnni() {}
+void forbid_avx2() {}
+}  // namespace duet_cpu
+#endif
