@@ -125,7 +125,7 @@ void check_network(Context& x, uint32_t rung) {
     line.reason = fmt::format("rung {} is not offered", rung);
     return x.report.add(line);
   }
-  for (const duet_dtype dtype : {DUET_F32, DUET_BF16, DUET_F16}) {
+  for (const duet_dtype dtype : kWeights) {
     Line parallel(subject, conform::name_of(dtype), "parallel"), recurrent(subject, conform::name_of(dtype), "recurrent"),
         over(subject + " handed over", conform::name_of(dtype), "both");
     for (const duetp_shape& shape : shapes(x.quick)) {

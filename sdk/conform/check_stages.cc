@@ -94,7 +94,7 @@ void check_stages(Context& x) {
       x.report.add(line);
     }
   }
-  for (const duet_dtype dtype : {DUET_F32, DUET_BF16, DUET_F16}) {
+  for (const duet_dtype dtype : kWeights) {
     std::vector<Line> lines;
     for (const StageCase& c : cases)
       for (const char* mode : {"parallel", "recurrent"}) lines.emplace_back(c.name(), name_of(dtype), mode);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "model/quantise.h"
+
 namespace conform {
 
 duetp_shape shape_of(uint32_t n_layer, uint32_t n_head, uint32_t head_size, uint32_t n_ffn, uint32_t n_vocab) {
@@ -33,20 +35,32 @@ void Model::add(Block& b, uint32_t id, std::vector<uint32_t> dim, float center, 
   for (uint32_t d : dim) n *= d;
   std::vector<float> values(n);
   for (float& v : values) v = center + spread * random_.next();
-  const duet_dtype dtype = matrix ? weights : DUET_F32;
-  b.data.emplace_back(n * bytes_of(dtype) + 64);
-  unsigned char* at = b.data.back().data();
-  at += (64 - reinterpret_cast<uintptr_t>(at) % 64) % 64 + bytes_of(dtype);  // one element after a multiple of 64
-  encode(values, dtype, at);
   duetp_tensor t{};
   t.size = sizeof t;
   t.id = id;
   t.name = "random";
-  t.data = at;
-  t.bytes = n * bytes_of(dtype);
-  t.dtype = dtype;
+  t.dtype = matrix ? weights : DUET_F32;
   t.n_dim = static_cast<uint32_t>(dim.size());
   std::copy(dim.begin(), dim.end(), t.dim);
+  const bool quantised = duetp_is_quantised(t.dtype);
+  const duetp_quantised_form form = quantised ? duetp_form(&t) : duetp_quantised_form();
+  t.bytes = quantised ? form.bytes : n * bytes_of(t.dtype);
+  b.data.emplace_back((quantised ? duet::quantised_block_bytes(form, t.dtype) : t.bytes) + 64 + 4);
+  unsigned char* at = b.data.back().data();
+  at += (64 - reinterpret_cast<uintptr_t>(at) % 64) % 64 + (quantised ? 2 : bytes_of(t.dtype));  // one element after a multiple of 64
+  t.data = at;
+  if (quantised) {
+    duet::quantise(id, t.dtype, form, 0, form.tiles, values.data(), at);
+    const duet::QuantisedMatrix parts = duet::quantised_parts(form, t.dtype, at);
+    t.scale = parts.scale;
+    t.scale_bytes = form.scales * 2;
+    t.minimum = parts.minimum;
+    t.minimum_bytes = parts.minimum ? form.scales * 2 : 0;
+    t.group = DUETP_QUANTISED_GROUP;
+    t.scale_dtype = DUET_BF16;
+  } else {
+    encode(values, t.dtype, at);
+  }
   b.tensors.push_back(t);
 }
 

@@ -28,7 +28,15 @@ uint16_t f16(float f) {
 
 }  // namespace
 
-const char* name_of(duet_dtype t) { return t == DUET_F32 ? "f32" : t == DUET_BF16 ? "bf16" : "f16"; }
+const char* name_of(duet_dtype t) {
+  switch (t) {
+    case DUET_F32: return "f32";
+    case DUET_BF16: return "bf16";
+    case DUET_F16: return "f16";
+    case DUET_I8: return "q8";
+    default: return "q4";
+  }
+}
 
 void encode(const std::vector<float>& values, duet_dtype dtype, unsigned char* p) {
   for (size_t i = 0; i < values.size(); ++i) {

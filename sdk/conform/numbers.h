@@ -24,6 +24,8 @@ class Random {
 };
 
 const char* name_of(duet_dtype t);
+// What weights come in
+constexpr duet_dtype kWeights[] = {DUET_F32, DUET_BF16, DUET_F16, DUET_I8, DUET_I4};
 inline size_t bytes_of(duet_dtype t) { return t == DUET_F32 ? 4 : 2; }
 inline duet_dtype matrix_input(duet_dtype weights) { return weights == DUET_BF16 ? DUET_BF16 : DUET_F32; }
 
