@@ -19,7 +19,7 @@ std::vector<int32_t> random_tokens(size_t n, uint32_t seed, int32_t V = 256) {
 std::vector<int32_t> part(const std::vector<int32_t>& t, size_t from, size_t to) { return {t.begin() + static_cast<ptrdiff_t>(from), t.begin() + static_cast<ptrdiff_t>(to)}; }
 
 const duet_mode kModes[] = {DUET_MODE_PARALLEL, DUET_MODE_RECURRENT};
-const duet_dtype kDtypes[] = {DUET_F32, DUET_BF16, DUET_F16};
+const duet_dtype kDtypes[] = {DUET_F32, DUET_BF16, DUET_F16, DUET_I8, DUET_I4};
 
 }  // namespace
 
@@ -42,6 +42,31 @@ TEST_CASE("parallel and recurrent agree at every split") {
       CHECK(worst(arrays(m, s).wkv, want_state.wkv) < 2e-5);
     }
   }
+}
+
+// Their products add integers, in one order in both modes, and the recurrence walks the tokens in order in both. (The
+// reference rounds its states from f64 at each split.)
+TEST_CASE("quantised weights on the CPU plugin: both modes give the same bits, at every split") {
+  const auto lib = library();
+  for (const char* backend : backends())
+    for (const duet_dtype dtype : {DUET_I8, DUET_I4}) {
+      if (backend != std::string("cpu")) continue;
+      INFO(backend << ", dtype " << dtype);
+      const auto m = load(lib, golden::path("tiny.pth"), backend, dtype);
+      const auto tokens = random_tokens(50, 8);
+      const auto parallel = session(m, DUET_MODE_PARALLEL), recurrent = session(m, DUET_MODE_RECURRENT);
+      const auto s = state(m);
+      const auto want = forward(recurrent, s, tokens);
+      const auto want_state = arrays(m, s);
+      for (const size_t split : {0, 1, 31, 33, 50}) {
+        check(duet_state_reset(s.get(), 0));
+        auto got = forward(parallel, s, part(tokens, 0, split));
+        const auto rest = forward(recurrent, s, part(tokens, split, tokens.size()));
+        got.insert(got.end(), rest.begin(), rest.end());
+        CHECK(got == want);
+        CHECK(arrays(m, s) == want_state);
+      }
+    }
 }
 
 TEST_CASE("recurrent mode: the same bits however the tokens are split") {

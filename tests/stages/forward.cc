@@ -41,7 +41,7 @@ Result two_steps(Device& d, const Model& m, const Batch& b, duet_mode mode) {
 TEST_CASE("a step that runs at once and a recorded one give the same bits, whatever the threads", "[threads]") {
   for (const duet_mode mode : {DUET_MODE_PARALLEL, DUET_MODE_RECURRENT}) {
     const Batch b = mode == DUET_MODE_PARALLEL ? ragged() : one_each();
-    for (const duet_dtype dtype : {DUET_F32, DUET_BF16}) {
+    for (const duet_dtype dtype : {DUET_F32, DUET_BF16, DUET_I8, DUET_I4}) {
       const Model model(shape_of(3, 3, 16, 200, 67), dtype);
       Device one(plugin(), 1);
       const Result want = two_steps(one, model, b, mode);
@@ -68,7 +68,7 @@ TEST_CASE("a step that runs at once and a recorded one give the same bits, whate
 }
 
 TEST_CASE("each row of logits is the same in every batch") {
-  for (const duet_dtype dtype : {DUET_F32, DUET_BF16, DUET_F16}) {
+  for (const duet_dtype dtype : kWeights) {
     const Model model(shape_of(2, 2, 64, 200, 67), dtype);
     Device d(plugin());
     const Batch all{{9}, {1}, {8, 7, 6, 5, 4, 3, 2, 1, 0}};
@@ -118,7 +118,7 @@ TEST_CASE("what the plugin does not offer is refused with a sentence") {
   duetp_state* state = nullptr;
   CHECK(d->state_new(d.self(), &shape, 1, DUET_BF16, &state) == DUET_E_UNSUPPORTED);
   CHECK(d.host().sentence.find("f32") != std::string::npos);
-  CHECK(d->refuses(d.self(), &shape, DUET_I8, 1) != nullptr);
+  CHECK(d->refuses(d.self(), &shape, DUET_FP8_E4M3, 1) != nullptr);
   CHECK(d->refuses(d.self(), &shape, DUET_F32, 3) != nullptr);
   CHECK(d->refuses(d.self(), &shape, DUET_F16, 1) == nullptr);
   duetp_record* record = nullptr;

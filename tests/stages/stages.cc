@@ -22,7 +22,7 @@ constexpr uint32_t kSlots = 10;
 }  // namespace
 
 TEST_CASE("the number of threads does not change a bit", "[threads]") {
-  for (const duet_dtype dtype : {DUET_F32, DUET_BF16}) {
+  for (const duet_dtype dtype : {DUET_F32, DUET_BF16, DUET_I8, DUET_I4}) {
     const Model model(shape_of(2, 3, 16, 200, 67), dtype);
     for (const StageCase& c : stage_cases())
       for (const bool recurrent : {false, true}) {
@@ -48,7 +48,7 @@ TEST_CASE("the number of threads does not change a bit", "[threads]") {
 }
 
 TEST_CASE("what else is in the batch does not change a bit") {
-  for (const duet_dtype dtype : {DUET_F32, DUET_BF16, DUET_F16}) {
+  for (const duet_dtype dtype : kWeights) {
     const Model model(shape_of(2, 2, 64, 200, 67), dtype);
     Device d(plugin());
     const Model::Layers layers(d, model);
@@ -74,7 +74,7 @@ TEST_CASE("what else is in the batch does not change a bit") {
 
 TEST_CASE("where a text is split does not change a bit, in either mode") {
   const int32_t T = 67;
-  for (const duet_dtype dtype : {DUET_F32, DUET_BF16, DUET_F16}) {
+  for (const duet_dtype dtype : kWeights) {
     const Model model(shape_of(2, 2, 64, 200, 67), dtype);
     Device d(plugin(), 3);
     const Model::Layers layers(d, model);
