@@ -55,7 +55,8 @@ RoundedRows rounded_inputs(const Product& p, Worker& w) {
 void multiply(const Product& p, Worker& w) {
   if (p.rows == 0) return;
   constexpr size_t columns = kTileColumns, kGroupBlocks = 4;
-  const size_t slices = (p.w.out + columns - 1) / columns, blocks = (p.rows + kTileRows - 1) / kTileRows;
+  const size_t block_size = p.shared ? kMaxTileRows : kTileRows;  // a multiple of six, which the integer products take at a time
+  const size_t slices = (p.w.out + columns - 1) / columns, blocks = (p.rows + block_size - 1) / block_size;
   const size_t groups = p.gemm || p.shared ? std::clamp<size_t>((4 * w.n + slices - 1) / slices, 1, (blocks + kGroupBlocks - 1) / kGroupBlocks) : 1;
   const RoundedRows rounded = p.w.quantised() ? rounded_inputs(p, w) : RoundedRows();
   size_t packed = slices;  // none
@@ -66,7 +67,7 @@ void multiply(const Product& p, Worker& w) {
     const size_t from = blocks * group / groups, to = blocks * (group + 1) / groups;
     for (size_t b = from; b < to; ++b) {
       if (p.gemm) fetch_ahead(p.w, slice + w.n, (b - from) * kTileColumns / (to - from), (b + 1 - from) * kTileColumns / (to - from));
-      const size_t row = b * kTileRows, rows = std::min(kTileRows, p.rows - row);
+      const size_t row = b * block_size, rows = std::min(block_size, p.rows - row);
       if (p.gemm)
         w.gemm->run(*p.gemm, block_rows(p, row, rows, w), w.panel, w.tile, w.product);
       else if (p.w.quantised())

@@ -93,30 +93,27 @@ VNNI void product(const Tiles& m, const RoundedRows& x, float* tile) {
   UNROLL for (size_t r = 0; r < R; ++r) UNROLL for (size_t t = 0; t < T; ++t) _mm512_storeu_ps(tile + r * kTileColumns + t * kTile, y[r][t]);
 }
 
-// All of `n_tiles` tiles, T at a time, for R rows
+// T tiles for all rows, at most R at a time: the tiles stay in L1
 template <bool I4, size_t T, size_t R>
-VNNI_FN void rows_of(const Matrix& m, size_t first, size_t n_tiles, const RoundedRows& x, float* tile) {
-  size_t t = 0;
-  for (; t + T <= n_tiles; t += T) product<I4, T, R>(tiles_at<I4>(m, first + t * kTile, x.groups), x, tile + t * kTile);
-  for (; t < n_tiles; ++t) product<I4, 1, R>(tiles_at<I4>(m, first + t * kTile, x.groups), x, tile + t * kTile);
+VNNI_FN void rows_of(const Tiles& m, const RoundedRows& all, size_t rows, float* tile) {
+  RoundedRows x = all;
+  for (; rows >= R; rows -= R, x = rounded_from(x, R), tile += R * kTileColumns) product<I4, T, R>(m, x, tile);
+  if constexpr (R > 1)
+    if (rows > 0) rows_of<I4, T, R - 1>(m, x, rows, tile);
 }
 
+// Few rows wait for memory, which likes many streams: four tiles side by side. More rows are bound by the products: two tiles
+// leave registers for six rows.
 template <bool I4>
-void multiply_vnni(const Matrix& m, size_t first, size_t count, const RoundedRows& all, size_t rows, float* tile) {
+void multiply_vnni(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* tile) {
   const size_t n_tiles = (count + kTile - 1) / kTile;
-  size_t row = 0;
+  size_t t = 0;
   const auto take = [&](auto* fn, size_t n) {
-    fn(m, first, n_tiles, rounded_from(all, row), tile + row * kTileColumns);
-    row += n;
+    for (; t + n <= n_tiles; t += n) fn(tiles_at<I4>(m, first + t * kTile, x.groups), x, rows, tile + t * kTile);
   };
-  while (rows - row >= 6) take(rows_of<I4, 2, 6>, 6);
-  switch (rows - row) {
-    case 5: return take(rows_of<I4, 2, 5>, 5);
-    case 4: return take(rows_of<I4, 2, 4>, 4);
-    case 3: return take(rows_of<I4, 4, 3>, 3);
-    case 2: return take(rows_of<I4, 4, 2>, 2);
-    case 1: return take(rows_of<I4, 4, 1>, 1);
-  }
+  if (rows <= 3) take(rows_of<I4, 4, 3>, 4);
+  take(rows_of<I4, 2, 6>, 2);
+  take(rows_of<I4, 1, 6>, 1);
 }
 
 // ---- AVX2: products of bytes come in pairs of 16 bits, which must not overflow ----
