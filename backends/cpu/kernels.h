@@ -79,8 +79,10 @@ RoundedRows rounded_rows(size_t in, size_t rows, void* memory);  // of rounded_b
 RoundedRows rounded_from(const RoundedRows& x, size_t row);      // without the rows before `row`
 void round_rows(const float* x, size_t in, size_t rows, const RoundedRows& out);
 // `first` is a multiple of kTile. In both modes a row's bits are the same, whichever kernel computes it, where there is FMA.
-void multiply_tile(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, float* tile);
-using IntegerProduct = void (*)(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, float* tile);
+// Rows of y are ld apart, and written in whole tiles. `next`: outputs that this thread will probably be asked for next, to be
+// fetched meanwhile.
+void multiply_tile(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, size_t next);
+using IntegerProduct = void (*)(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, size_t next);
 IntegerProduct integer_product();  // NULL: the CPU has none that we know
 void forbid_vnni();
 void forbid_avx2();

@@ -60,6 +60,8 @@ void multiply(const Product& p, Worker& w) {
   const size_t groups = p.gemm || p.shared ? std::clamp<size_t>((4 * w.n + slices - 1) / slices, 1, (blocks + kGroupBlocks - 1) / kGroupBlocks) : 1;
   const RoundedRows rounded = p.w.quantised() ? rounded_inputs(p, w) : RoundedRows();
   size_t packed = slices;  // none
+  // What the integer products leave may go where it belongs at once.
+  const bool direct = p.w.quantised() && p.finish == Finish::kStore && !p.out_bf16 && p.w.out % kTile == 0;
   for (size_t task; (task = w.next->fetch_add(1, std::memory_order_relaxed)) < slices * groups;) {
     const size_t slice = task / groups, group = task % groups;
     const size_t first = slice * columns, count = std::min<size_t>(columns, p.w.out - first);
@@ -71,10 +73,11 @@ void multiply(const Product& p, Worker& w) {
       if (p.gemm)
         w.gemm->run(*p.gemm, block_rows(p, row, rows, w), w.panel, w.tile, w.product);
       else if (p.w.quantised())
-        multiply_tile(p.w, first, count, rounded_from(rounded, row), rows, w.tile);
+        multiply_tile(p.w, first, count, rounded_from(rounded, row), rows, direct ? static_cast<float*>(p.out) + row * p.w.out + first : w.tile,
+                      direct ? p.w.out : kTileColumns, first + w.n * columns);
       else
         multiply_tile(p.w, first, count, static_cast<const char*>(p.in) + row * p.w.in * m_bytes(p.in_bf16), rows, w.tile);
-      finish_tile(w.tile, rows, count, p.finish, p.out_bf16, static_cast<char*>(p.out) + (row * p.w.out + first) * m_bytes(p.out_bf16), p.w.out);
+      if (!direct) finish_tile(w.tile, rows, count, p.finish, p.out_bf16, static_cast<char*>(p.out) + (row * p.w.out + first) * m_bytes(p.out_bf16), p.w.out);
     }
   }
 }

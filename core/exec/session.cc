@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <utility>
 
 namespace duet {
 namespace {
@@ -107,7 +108,7 @@ void Session::reserve(uint32_t n_tokens, uint32_t n_rows, const Rows& rows) {
     logits_ = {head_, hidden_bytes, DUET_F32, 0};
     row_capacity_ = capacity;
   }
-  row_block_.resize(size_t{row_capacity_} * ((rows.hidden ? s.n_embd : 0) + (rows.logits ? s.n_vocab : 0)));
+  if (!device_.has(DUETP_CAP_HOST_VISIBLE)) row_block_.resize(size_t{row_capacity_} * ((rows.hidden ? s.n_embd : 0) + (rows.logits ? s.n_vocab : 0)));
 }
 
 // Layers and at most one block of rows, by the widest rung that the device has.
@@ -151,18 +152,22 @@ void Session::replay(const std::shared_ptr<State>& state, const Pass& pass, cons
   check_plugin(device_, t.record_run(device_.memory_self, queue_, found->record));
 }
 
-// Downloads the block of rows that the head has written; index[i] = row of the batch's output
+// The block of rows that the head has written: where the device has them, if the host can read that, else downloaded.
+// index[i] = row of the batch's output
 void Session::take_rows(std::span<const uint32_t> index, const Rows& rows) {
   const uint64_t C = model_->shape().n_embd, V = model_->shape().n_vocab;
-  float* hidden = row_block_.data();                                   // [rows, C], if wanted
-  float* logits = hidden + (rows.hidden ? index.size() * C : 0);  // [rows, V], if wanted
-  const auto download = [&](float* dst, duetp_ref src, uint64_t width) {
+  const bool visible = device_.has(DUETP_CAP_HOST_VISIBLE);
+  float* next = row_block_.data();
+  const auto fetch = [&](duetp_ref src, uint64_t width) -> const float* {
+    if (visible) return reinterpret_cast<const float*>(static_cast<const char*>(device_.table.buffer_ptr(device_.memory_self, src.buf)) + src.off);
+    float* dst = std::exchange(next, next + index.size() * width);
     check_plugin(device_, device_.table.download(device_.memory_self, queue_, dst, src, index.size() * width * sizeof(float)));
+    return dst;
   };
-  if (rows.hidden) download(hidden, hidden_, C);
-  if (rows.logits) download(logits, logits_, V);
+  const float* hidden = rows.hidden ? fetch(hidden_, C) : nullptr;  // [rows, C]
+  const float* logits = rows.logits ? fetch(logits_, V) : nullptr;  // [rows, V]
   wait();
-  for (size_t i = 0; i < index.size(); ++i) rows.take(index[i], rows.hidden ? hidden + i * C : nullptr, rows.logits ? logits + i * V : nullptr);
+  for (size_t i = 0; i < index.size(); ++i) rows.take(index[i], hidden ? hidden + i * C : nullptr, logits ? logits + i * V : nullptr);
 }
 
 void Session::run_pass(const std::shared_ptr<State>& state, std::span<const Run> runs, duet_mode mode, const Rows& rows) {

@@ -101,7 +101,7 @@ HWY_INLINE hn::Vec<Floats> Lanes(const Matrix& m, const uint8_t* w, const Bf16* 
   return y;
 }
 
-void MultiplyTile(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* tile) {
+void MultiplyTile(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld) {
   const Floats d;
   const size_t lanes = hn::Lanes(d), tile_bytes = x.groups * kGroup * kTile / (m.dtype == DUET_I4 ? 2 : 1);
   for (size_t o = first; o < first + count; o += lanes) {
@@ -109,7 +109,7 @@ void MultiplyTile(const Matrix& m, size_t first, size_t count, const RoundedRows
     const uint8_t* w = static_cast<const uint8_t*>(m.data) + t * tile_bytes + lane * 4;
     for (size_t row = 0; row < rows; ++row)
       hn::StoreU(Lanes(m, w, static_cast<const Bf16*>(m.scale) + scales, static_cast<const Bf16*>(m.minimum) + (m.minimum ? scales : 0), x, row), d,
-                 tile + row * kTileColumns + (o - first));
+                 y + row * ld + (o - first));
   }
 }
 
@@ -134,9 +134,9 @@ RoundedRows rounded_from(const RoundedRows& x, size_t row) {
 }
 void round_rows(const float* x, size_t in, size_t rows, const RoundedRows& out) { HWY_DYNAMIC_DISPATCH(RoundRows)(x, in, rows, out); }
 
-void multiply_tile(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, float* tile) {
-  if (const auto own = integer_product()) return own(w, first, count, x, rows, tile);
-  HWY_DYNAMIC_DISPATCH(MultiplyTile)(w, first, count, x, rows, tile);
+void multiply_tile(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, size_t next) {
+  if (const auto own = integer_product()) return own(w, first, count, x, rows, y, ld, next);
+  HWY_DYNAMIC_DISPATCH(MultiplyTile)(w, first, count, x, rows, y, ld);
 }
 
 void widen_row(const Matrix& w, size_t row, float* y) {

@@ -24,13 +24,14 @@ struct Tiles {  // neighbouring tiles of a matrix
   const uint8_t* w;
   const uint16_t *scale, *minimum;
   size_t w_step, scale_step;  // from tile to tile
+  size_t ahead;               // bytes to the tiles that are wanted next
 };
 
 template <bool I4>
-Tiles tiles_at(const Matrix& m, size_t first, size_t groups) {
+Tiles tiles_at(const Matrix& m, size_t first, size_t groups, size_t next) {
   const size_t t = first / kTile, w_step = groups * kGroup * kTile / (I4 ? 2 : 1), scale_step = groups * kTile;
   return {static_cast<const uint8_t*>(m.data) + t * w_step, static_cast<const uint16_t*>(m.scale) + t * scale_step,
-          I4 ? static_cast<const uint16_t*>(m.minimum) + t * scale_step : nullptr, w_step, scale_step};
+          I4 ? static_cast<const uint16_t*>(m.minimum) + t * scale_step : nullptr, w_step, scale_step, (next - first) / kTile * w_step};
 }
 
 inline int32_t four(const int8_t* q) {  // inputs, for all lanes alike
@@ -47,7 +48,7 @@ VNNI __m512 floats16(const uint16_t* bf16) {
 
 // T tiles x R rows
 template <bool I4, size_t T, size_t R>
-VNNI void product(const Tiles& m, const RoundedRows& x, float* tile) {
+VNNI void product(const Tiles& m, const RoundedRows& x, float* out, size_t ld) {
   __m512 y[R][T];
   UNROLL for (size_t r = 0; r < R; ++r) UNROLL for (size_t t = 0; t < T; ++t) y[r][t] = _mm512_setzero_ps();
   for (size_t g = 0; g < x.groups; ++g) {
@@ -61,6 +62,7 @@ VNNI void product(const Tiles& m, const RoundedRows& x, float* tile) {
       __m512i a[T], b[T];
       UNROLL for (size_t t = 0; t < T; ++t) {
         const __m512i v = _mm512_loadu_si512(w + t * m.w_step);
+        if (R == 1) _mm_prefetch(reinterpret_cast<const char*>(w + t * m.w_step + m.ahead), _MM_HINT_T1);
         if (I4) {
           const __m512i low = _mm512_set1_epi8(15);
           a[t] = _mm512_and_si512(v, low);
@@ -90,26 +92,26 @@ VNNI void product(const Tiles& m, const RoundedRows& x, float* tile) {
       UNROLL for (size_t r = 0; r < R; ++r) y[r][t] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(x.offset[r * x.groups + g]), y[r][t]);
     }
   }
-  UNROLL for (size_t r = 0; r < R; ++r) UNROLL for (size_t t = 0; t < T; ++t) _mm512_storeu_ps(tile + r * kTileColumns + t * kTile, y[r][t]);
+  UNROLL for (size_t r = 0; r < R; ++r) UNROLL for (size_t t = 0; t < T; ++t) _mm512_storeu_ps(out + r * ld + t * kTile, y[r][t]);
 }
 
 // T tiles for all rows, at most R at a time: the tiles stay in L1
 template <bool I4, size_t T, size_t R>
-VNNI_FN void rows_of(const Tiles& m, const RoundedRows& all, size_t rows, float* tile) {
+VNNI_FN void rows_of(const Tiles& m, const RoundedRows& all, size_t rows, float* y, size_t ld) {
   RoundedRows x = all;
-  for (; rows >= R; rows -= R, x = rounded_from(x, R), tile += R * kTileColumns) product<I4, T, R>(m, x, tile);
+  for (; rows >= R; rows -= R, x = rounded_from(x, R), y += R * ld) product<I4, T, R>(m, x, y, ld);
   if constexpr (R > 1)
-    if (rows > 0) rows_of<I4, T, R - 1>(m, x, rows, tile);
+    if (rows > 0) rows_of<I4, T, R - 1>(m, x, rows, y, ld);
 }
 
 // Few rows wait for memory, which likes many streams: four tiles side by side. More rows are bound by the products: two tiles
 // leave registers for six rows.
 template <bool I4>
-void multiply_vnni(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* tile) {
+void multiply_vnni(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, size_t next) {
   const size_t n_tiles = (count + kTile - 1) / kTile;
   size_t t = 0;
   const auto take = [&](auto* fn, size_t n) {
-    for (; t + n <= n_tiles; t += n) fn(tiles_at<I4>(m, first + t * kTile, x.groups), x, rows, tile + t * kTile);
+    for (; t + n <= n_tiles; t += n) fn(tiles_at<I4>(m, first + t * kTile, x.groups, next + t * kTile), x, rows, y + t * kTile, ld);
   };
   if (rows <= 3) take(rows_of<I4, 4, 3>, 4);
   take(rows_of<I4, 2, 6>, 2);
@@ -132,7 +134,7 @@ AVX2 __m256i dot_i4(__m256i a, __m256i x, __m256i b, __m256i z) {
 
 // Half a tile, eight outputs, x R rows
 template <bool I4, size_t R>
-AVX2_FN void half_product(const Tiles& m, size_t half, const RoundedRows& x, float* tile) {
+AVX2_FN void half_product(const Tiles& m, size_t half, const RoundedRows& x, float* out, size_t ld) {
   __m256 y[R];
   UNROLL for (size_t r = 0; r < R; ++r) y[r] = _mm256_setzero_ps();
   for (size_t g = 0; g < x.groups; ++g) {
@@ -157,28 +159,28 @@ AVX2_FN void half_product(const Tiles& m, size_t half, const RoundedRows& x, flo
       if (I4) y[r] = _mm256_fmadd_ps(floats8(m.minimum + g * kTile + half * 8), _mm256_set1_ps(x.offset[at]), y[r]);
     }
   }
-  UNROLL for (size_t r = 0; r < R; ++r) _mm256_storeu_ps(tile + r * kTileColumns + half * 8, y[r]);
+  UNROLL for (size_t r = 0; r < R; ++r) _mm256_storeu_ps(out + r * ld + half * 8, y[r]);
 }
 
 template <bool I4>
-void multiply_avx2(const Matrix& m, size_t first, size_t count, const RoundedRows& all, size_t rows, float* tile) {
+void multiply_avx2(const Matrix& m, size_t first, size_t count, const RoundedRows& all, size_t rows, float* y, size_t ld, size_t next) {
   for (size_t o = 0; o < count; o += kTile) {
-    const Tiles w = tiles_at<I4>(m, first + o, all.groups);
+    const Tiles w = tiles_at<I4>(m, first + o, all.groups, next + o);
     for (size_t half = 0; half < 2; ++half) {
       size_t row = 0;
-      for (; row + 4 <= rows; row += 4) half_product<I4, 4>(w, half, rounded_from(all, row), tile + row * kTileColumns + o);
-      for (; row < rows; ++row) half_product<I4, 1>(w, half, rounded_from(all, row), tile + row * kTileColumns + o);
+      for (; row + 4 <= rows; row += 4) half_product<I4, 4>(w, half, rounded_from(all, row), y + row * ld + o, ld);
+      for (; row < rows; ++row) half_product<I4, 1>(w, half, rounded_from(all, row), y + row * ld + o, ld);
     }
   }
 }
 
 bool vnni_forbidden = false, avx2_forbidden = false;
 
-void vnni(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* tile) {
-  m.dtype == DUET_I4 ? multiply_vnni<true>(m, first, count, x, rows, tile) : multiply_vnni<false>(m, first, count, x, rows, tile);
+void vnni(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, size_t next) {
+  m.dtype == DUET_I4 ? multiply_vnni<true>(m, first, count, x, rows, y, ld, next) : multiply_vnni<false>(m, first, count, x, rows, y, ld, next);
 }
-void avx2(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* tile) {
-  m.dtype == DUET_I4 ? multiply_avx2<true>(m, first, count, x, rows, tile) : multiply_avx2<false>(m, first, count, x, rows, tile);
+void avx2(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, size_t next) {
+  m.dtype == DUET_I4 ? multiply_avx2<true>(m, first, count, x, rows, y, ld, next) : multiply_avx2<false>(m, first, count, x, rows, y, ld, next);
 }
 
 }  // namespace
