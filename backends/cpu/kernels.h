@@ -78,6 +78,8 @@ constexpr size_t rounded_bytes(size_t in, size_t rows) { return rows * ((in + kG
 RoundedRows rounded_rows(size_t in, size_t rows, void* memory);  // of rounded_bytes, for up to `rows` rows
 RoundedRows rounded_from(const RoundedRows& x, size_t row);      // without the rows before `row`
 void round_rows(const float* x, size_t in, size_t rows, const RoundedRows& out);
+// One group of each row: n <= kGroup inputs from x, rows ld apart.
+void round_groups(const float* x, size_t ld, size_t n, size_t rows, const RoundedRows& out, size_t group);
 // `first` is a multiple of kTile. In both modes a row's bits are the same, whichever kernel computes it, where there is FMA.
 // Rows of y are ld apart, and written in whole tiles. `next`: outputs that this thread will probably be asked for next, to be
 // fetched meanwhile.

@@ -23,14 +23,13 @@ void channel_mix_key(const Call& c, Worker& w);
 void channel_mix_value(const Call& c, Worker& w);
 void head_product(const Call& c, Worker& w);
 
-// Inputs of products with quantised weights are rounded first. Up to a block of rows each thread does that for itself, which
-// costs less than a barrier; more are divided, in a phase of its own before the product.
+// Inputs of products with quantised weights are rounded first. What comes from another product (hidden vectors, keys) is
+// rounded where it arises. For the rest each thread does that by itself up to a block of rows, which costs less than a
+// barrier; more are divided, in a phase of its own before the product.
 inline bool shares_rounded(const duetp_layer& l, uint32_t max_rows) { return duetp_is_quantised(l.weights) && max_rows > kTileRows; }
 void linear_round(const Call& c, Worker& w);
 void lowrank_down_round(const Call& c, Worker& w);
-void lowrank_up_round(const Call& c, Worker& w);
 void channel_mix_key_round(const Call& c, Worker& w);
-void channel_mix_value_round(const Call& c, Worker& w);
 void head_round(const Call& c, Worker& w);
 
 // phases_head.cc: one head of one sequence; the queue deals these pairs to the threads

@@ -17,6 +17,7 @@ struct Product {
   bool out_bf16;
   Finish finish;
   size_t rows, max_rows;
+  RoundedRows passed;  // instead of `out`, where the next product has quantised weights
 };
 
 // The inputs of a block as oneDNN wants them: whole, and of its type.
@@ -61,7 +62,7 @@ void multiply(const Product& p, Worker& w) {
   const RoundedRows rounded = p.w.quantised() ? rounded_inputs(p, w) : RoundedRows();
   size_t packed = slices;  // none
   // What the integer products leave may go where it belongs at once.
-  const bool direct = p.w.quantised() && p.finish == Finish::kStore && !p.out_bf16 && p.w.out % kTile == 0;
+  const bool direct = p.w.quantised() && p.passed.groups == 0 && p.finish == Finish::kStore && !p.out_bf16 && p.w.out % kTile == 0;
   for (size_t task; (task = w.next->fetch_add(1, std::memory_order_relaxed)) < slices * groups;) {
     const size_t slice = task / groups, group = task % groups;
     const size_t first = slice * columns, count = std::min<size_t>(columns, p.w.out - first);
@@ -77,14 +78,35 @@ void multiply(const Product& p, Worker& w) {
                       direct ? p.w.out : kTileColumns, first + w.n * columns);
       else
         multiply_tile(p.w, first, count, static_cast<const char*>(p.in) + row * p.w.in * m_bytes(p.in_bf16), rows, w.tile);
+      if (p.passed.groups > 0) {
+        finish_tile(w.tile, rows, count, p.finish, false, w.tile, columns);
+        round_groups(w.tile, columns, count, rows, rounded_from(p.passed, row), slice);
+        continue;
+      }
       if (!direct) finish_tile(w.tile, rows, count, p.finish, p.out_bf16, static_cast<char*>(p.out) + (row * p.w.out + first) * m_bytes(p.out_bf16), p.w.out);
     }
   }
 }
 
-void token_product(const Call& c, Worker& w, uint32_t id, const void* in, Region rounded, void* out, bool out_bf16, Finish finish) {
-  const void* shared = shares_rounded(*c.layer, c.max_tokens) ? w.region[rounded] : nullptr;
-  multiply({c.layer->matrix[id], c.recurrent ? nullptr : c.layer->gemm[id], shared, in, c.layer->bf16, out, out_bf16, finish, c.n_tokens(), c.max_tokens}, w);
+Product token_product(const Call& c, uint32_t id, const void* in, void* out, bool out_bf16, Finish finish) {
+  return {c.layer->matrix[id], c.recurrent ? nullptr : c.layer->gemm[id], nullptr, in, c.layer->bf16, out, out_bf16, finish, c.n_tokens(), c.max_tokens, {}};
+}
+// of an activation, which `rounded` may hold
+void multiply_in(const Call& c, Worker& w, Product p, Region rounded) {
+  if (shares_rounded(*c.layer, c.max_tokens)) p.shared = w.region[rounded];
+  multiply(p, w);
+}
+// into `region`, for the product with matrix `next`
+void multiply_into(const Call& c, Worker& w, Product p, Region rounded, Region region, uint32_t next) {
+  p.out = w.region[region];
+  if (p.w.quantised()) p.passed = rounded_rows(c.layer->matrix[next].in, c.max_tokens, w.region[region]);
+  multiply_in(c, w, p, rounded);
+}
+// from that region
+void multiply_from(Worker& w, Product p, Region region) {
+  if (p.w.quantised()) p.shared = w.region[region];
+  p.in = w.region[region];
+  multiply(p, w);
 }
 
 // This thread's share of the rows
@@ -102,32 +124,32 @@ constexpr Finish kHidden[] = {Finish::kTanh, Finish::kStore, Finish::kStore, Fin
 }  // namespace
 
 void linear_product(const Call& c, Worker& w) {
-  token_product(c, w, kLinear[c.which], c.in[DUETP_LINEAR_IN], by_which(kRoundedR, c.which), c.out[DUETP_LINEAR_OUT], false, c.which == DUETP_LINEAR_OUTPUT ? Finish::kAdd : Finish::kStore);
+  const Finish finish = c.which == DUETP_LINEAR_OUTPUT ? Finish::kAdd : Finish::kStore;
+  multiply_in(c, w, token_product(c, kLinear[c.which], c.in[DUETP_LINEAR_IN], c.out[DUETP_LINEAR_OUT], false, finish), by_which(kRoundedR, c.which));
 }
 void lowrank_down(const Call& c, Worker& w) {
-  token_product(c, w, DUETP_T_W1 + c.which, c.in[DUETP_LOWRANK_IN], by_which(kRoundedDownW, c.which), w.region[kHiddenW + c.which], c.layer->bf16, kHidden[c.which]);
+  multiply_into(c, w, token_product(c, DUETP_T_W1 + c.which, c.in[DUETP_LOWRANK_IN], nullptr, c.layer->bf16, kHidden[c.which]), by_which(kRoundedDownW, c.which),
+                by_which(kHiddenW, c.which), DUETP_T_W2 + c.which);
 }
 void lowrank_up(const Call& c, Worker& w) {
-  token_product(c, w, DUETP_T_W2 + c.which, w.region[kHiddenW + c.which], by_which(kRoundedUpW, c.which), c.out[DUETP_LOWRANK_OUT], false, Finish::kStore);
+  multiply_from(w, token_product(c, DUETP_T_W2 + c.which, nullptr, c.out[DUETP_LOWRANK_OUT], false, Finish::kStore), by_which(kHiddenW, c.which));
 }
 void channel_mix_key(const Call& c, Worker& w) {
-  token_product(c, w, DUETP_T_FFN_KEY, w.region[kMixed], kRoundedMixed, w.region[kKey], c.layer->bf16, Finish::kRelu2);
+  multiply_into(c, w, token_product(c, DUETP_T_FFN_KEY, w.region[kMixed], nullptr, c.layer->bf16, Finish::kRelu2), kRoundedMixed, kKey, DUETP_T_FFN_VALUE);
 }
 void channel_mix_value(const Call& c, Worker& w) {
-  token_product(c, w, DUETP_T_FFN_VALUE, w.region[kKey], kRoundedKey, c.out[DUETP_CHANNEL_MIX_X], false, Finish::kAdd);
+  multiply_from(w, token_product(c, DUETP_T_FFN_VALUE, nullptr, c.out[DUETP_CHANNEL_MIX_X], false, Finish::kAdd), kKey);
 }
 
 // Always our own kernel: mostly one row is wanted, and then nothing may be packed or padded; so its bits do not depend on mode.
 void head_product(const Call& c, Worker& w) {
   const void* shared = shares_rounded(*c.layer, c.max_rows) ? w.region[kRoundedMixed] : nullptr;
-  multiply({c.layer->matrix[DUETP_T_HEAD], nullptr, shared, w.region[kMixed], c.layer->bf16, c.out[DUETP_HEAD_OUT_LOGITS], false, Finish::kStore, c.n_rows(), c.max_rows}, w);
+  multiply({c.layer->matrix[DUETP_T_HEAD], nullptr, shared, w.region[kMixed], c.layer->bf16, c.out[DUETP_HEAD_OUT_LOGITS], false, Finish::kStore, c.n_rows(), c.max_rows, {}}, w);
 }
 
 void linear_round(const Call& c, Worker& w) { round_tokens(c, w, kLinear[c.which], c.in[DUETP_LINEAR_IN], by_which(kRoundedR, c.which)); }
 void lowrank_down_round(const Call& c, Worker& w) { round_tokens(c, w, DUETP_T_W1 + c.which, c.in[DUETP_LOWRANK_IN], by_which(kRoundedDownW, c.which)); }
-void lowrank_up_round(const Call& c, Worker& w) { round_tokens(c, w, DUETP_T_W2 + c.which, w.region[kHiddenW + c.which], by_which(kRoundedUpW, c.which)); }
 void channel_mix_key_round(const Call& c, Worker& w) { round_tokens(c, w, DUETP_T_FFN_KEY, w.region[kMixed], kRoundedMixed); }
-void channel_mix_value_round(const Call& c, Worker& w) { round_tokens(c, w, DUETP_T_FFN_VALUE, w.region[kKey], kRoundedKey); }
 void head_round(const Call& c, Worker& w) { round_share(c, w, DUETP_T_HEAD, w.region[kMixed], kRoundedMixed, c.n_rows(), c.max_rows); }
 
 }  // namespace duet_cpu

@@ -31,10 +31,8 @@ struct Call {
 // Memory between the phases of one stage. Stages of a kind follow one another, so each kind has one.
 enum Region {
   kHiddenW, kHiddenA, kHiddenV, kHiddenG, kMixed, kKey,
-  kRoundedR, kRoundedK, kRoundedV, kRoundedOutput,     // inputs of products with quantised weights, where threads share them:
-  kRoundedDownW, kRoundedDownA, kRoundedDownV, kRoundedDownG,
-  kRoundedUpW, kRoundedUpA, kRoundedUpV, kRoundedUpG,
-  kRoundedMixed, kRoundedKey,
+  // inputs of products with quantised weights, where threads share their rounding:
+  kRoundedR, kRoundedK, kRoundedV, kRoundedOutput, kRoundedDownW, kRoundedDownA, kRoundedDownV, kRoundedDownG, kRoundedMixed,
   kRegions
 };
 

@@ -46,11 +46,16 @@ class Stage {
     return {reinterpret_cast<const char*>(call_.state) + 3 * static_cast<uint64_t>(call_.layer_index) + part, 1, write};
   }
 
+  // bytes of what one product passes on to that with matrix `id`
+  uint64_t passed_on(uint32_t id) const {
+    const Matrix& m = call_.layer->matrix[id];
+    return m.quantised() ? rounded_bytes(m.in, tokens()) : tokens() * m.in * this->m();
+  }
   // the product with matrix `id` of up to `rows` inputs: what its threads need, and a oneDNN product that they can run
   void product(uint32_t id, Region rounded, uint64_t rows) {
     if (const Matrix& m = call_.layer->matrix[id]; m.quantised()) {
       if (shares_rounded(*call_.layer, static_cast<uint32_t>(rows)))
-        needs_.region[rounded] = rounded_bytes(m.in, rows);
+        needs_.region[rounded] = std::max<uint64_t>(needs_.region[rounded], rounded_bytes(m.in, rows));
       else
         needs_.rows = std::max<uint64_t>(needs_.rows, rounded_bytes(m.in, kTileRows));
     }
@@ -118,15 +123,14 @@ duet_status lowrank(void* self, duetp_queue* q, const duetp_stage* a) {
   return enqueue(self, q, a, [](Stage& s) {
     const Call& c = s.call();
     const Region hidden = static_cast<Region>(kHiddenW + c.which);
-    s.needs().region[hidden] = s.tokens() * c.layer->matrix[DUETP_T_W1 + c.which].out * s.m();
-    const Region down = static_cast<Region>(kRoundedDownW + c.which), up = static_cast<Region>(kRoundedUpW + c.which);
+    const Region down = static_cast<Region>(kRoundedDownW + c.which);
+    s.needs().region[hidden] = s.passed_on(DUETP_T_W2 + c.which);
     s.product(DUETP_T_W1 + c.which, down, s.tokens());
-    s.product(DUETP_T_W2 + c.which, up, s.tokens());
+    s.product(DUETP_T_W2 + c.which, hidden, s.tokens());
     const Access in = s.reads_m(c.in[DUETP_LOWRANK_IN]);
     s.round(lowrank_down_round, in, down, s.tokens());
     s.phase(lowrank_down, {in, s.region(down, false), s.region(hidden, true)});
-    s.round(lowrank_up_round, s.region(hidden, false), up, s.tokens());
-    s.phase(lowrank_up, {s.region(hidden, false), s.region(up, false), s.writes(c.out[DUETP_LOWRANK_OUT])});
+    s.phase(lowrank_up, {s.region(hidden, false), s.writes(c.out[DUETP_LOWRANK_OUT])});
   });
 }
 
@@ -164,15 +168,14 @@ duet_status channel_mix(void* self, duetp_queue* q, const duetp_stage* a) {
     const void* x = c.out[DUETP_CHANNEL_MIX_X];
     s.needs().token = 2 * s.C() * sizeof(float);
     s.needs().region[kMixed] = s.tokens() * s.C() * s.m();
-    s.needs().region[kKey] = s.tokens() * c.layer->shape.n_ffn * s.m();
+    s.needs().region[kKey] = s.passed_on(DUETP_T_FFN_VALUE);
     s.product(DUETP_T_FFN_KEY, kRoundedMixed, s.tokens());
-    s.product(DUETP_T_FFN_VALUE, kRoundedKey, s.tokens());
+    s.product(DUETP_T_FFN_VALUE, kKey, s.tokens());
     s.phase(channel_mix_tokens, {s.reads(x), s.region(kMixed, true), s.kept(2, c.recurrent)});
     if (!c.recurrent) s.phase(channel_mix_keep, {s.reads(x), s.kept(2, true)});
     s.round(channel_mix_key_round, s.region(kMixed, false), kRoundedMixed, s.tokens());
     s.phase(channel_mix_key, {s.region(kMixed, false), s.region(kRoundedMixed, false), s.region(kKey, true)});
-    s.round(channel_mix_value_round, s.region(kKey, false), kRoundedKey, s.tokens());
-    s.phase(channel_mix_value, {s.region(kKey, false), s.region(kRoundedKey, false), s.writes(x)});
+    s.phase(channel_mix_value, {s.region(kKey, false), s.writes(x)});
   });
 }
 

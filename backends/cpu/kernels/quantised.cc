@@ -40,18 +40,21 @@ void RoundGroup(const float* x, int8_t* q, float& scale, int32_t& sum) {
   sum = hn::GetLane(hn::SumOfLanes(di, total));
 }
 
-void RoundRows(const float* x, size_t in, size_t rows, const RoundedRows& out) {
-  for (size_t row = 0; row < rows; ++row, x += in)
-    for (size_t g = 0; g < out.groups; ++g) {
-      const size_t at = row * out.groups + g, n = std::min(kGroup, in - g * kGroup);
-      float padded[kGroup] = {};
-      const float* from = x + g * kGroup;
-      if (n < kGroup) from = static_cast<const float*>(std::memcpy(padded, from, n * sizeof(float)));
-      int32_t sum;
-      RoundGroup(from, out.q + at * kGroup, out.scale[at], sum);
-      out.bias[at] = -128 * sum;
-      out.offset[at] = out.scale[at] * static_cast<float>(sum);
+void RoundGroups(const float* x, size_t ld, size_t n, size_t rows, const RoundedRows& out, size_t group) {
+  for (size_t row = 0; row < rows; ++row, x += ld) {
+    const size_t at = row * out.groups + group;
+    float padded[kGroup];
+    const float* from = x;
+    if (n < kGroup) {
+      std::memcpy(padded, x, n * sizeof(float));
+      std::fill(padded + n, padded + kGroup, 0.0f);
+      from = padded;
     }
+    int32_t sum;
+    RoundGroup(from, out.q + at * kGroup, out.scale[at], sum);
+    out.bias[at] = -128 * sum;
+    out.offset[at] = out.scale[at] * static_cast<float>(sum);
+  }
 }
 
 // Byte J of each lane as a number: a signed one, or its lower or upper four bits
@@ -119,7 +122,7 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace duet_cpu {
-HWY_EXPORT(RoundRows);
+HWY_EXPORT(RoundGroups);
 HWY_EXPORT(MultiplyTile);
 
 RoundedRows rounded_rows(size_t in, size_t rows, void* memory) {
@@ -132,7 +135,12 @@ RoundedRows rounded_from(const RoundedRows& x, size_t row) {
   const size_t n = row * x.groups;
   return {x.groups, x.q + n * kGroup, x.scale + n, x.bias + n, x.offset + n};
 }
-void round_rows(const float* x, size_t in, size_t rows, const RoundedRows& out) { HWY_DYNAMIC_DISPATCH(RoundRows)(x, in, rows, out); }
+void round_groups(const float* x, size_t ld, size_t n, size_t rows, const RoundedRows& out, size_t group) {
+  HWY_DYNAMIC_DISPATCH(RoundGroups)(x, ld, n, rows, out, group);
+}
+void round_rows(const float* x, size_t in, size_t rows, const RoundedRows& out) {
+  for (size_t g = 0; g < out.groups; ++g) round_groups(x + g * kGroup, in, std::min(kGroup, in - g * kGroup), rows, out, g);
+}
 
 void multiply_tile(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, size_t next) {
   if (const auto own = integer_product()) return own(w, first, count, x, rows, y, ld, next);
