@@ -52,7 +52,7 @@ void measure(const char* name, const std::string& path, const std::vector<int32_
   const size_t V = info(exact_model).n_vocab;
   const auto exact = run(exact_model, tokens, DUET_MODE_RECURRENT);
   for (const char* backend : backends())
-    for (const auto& [dtype, dtype_name] : {std::pair(DUET_F32, "f32"), std::pair(DUET_BF16, "bf16"), std::pair(DUET_F16, "f16")}) {
+    for (const auto& [dtype, dtype_name] : {std::pair(DUET_F32, "f32"), std::pair(DUET_BF16, "bf16"), std::pair(DUET_F16, "f16"), std::pair(DUET_I8, "q8"), std::pair(DUET_I4, "q4")}) {
       const auto m = load(lib, path, backend, dtype);
       const auto parallel = run(m, tokens, DUET_MODE_PARALLEL), recurrent = run(m, tokens, DUET_MODE_RECURRENT);
       const auto pieces = run(m, tokens, DUET_MODE_PARALLEL, kPass);
