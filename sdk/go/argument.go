@@ -6,27 +6,28 @@ import "C"
 import (
 	"fmt"
 	"math"
+	"strconv"
 	"strings"
 	"unsafe"
 )
 
 // pointer gives memory to C, as an element type of the same size: for the time of a call C may have what holds no pointers
 // itself. It is never NULL, which the library may take for something else than no elements.
-func pointer[C, T any](s []T) *C {
+func pointer[E, T any](s []T) *E {
 	if len(s) == 0 {
-		return (*C)(unsafe.Pointer(&nothing))
+		return (*E)(unsafe.Pointer(&nothing))
 	}
-	return (*C)(unsafe.Pointer(&s[0]))
+	return (*E)(unsafe.Pointer(&s[0]))
 }
 
 var nothing uint64
 
 // orNULL is for what may be left out.
-func orNULL[C, T any](s []T) *C {
+func orNULL[E, T any](s []T) *E {
 	if s == nil {
 		return nil
 	}
-	return pointer[C](s)
+	return pointer[E](s)
 }
 
 // cString ends a string as C does, so no other NUL may be in it.
@@ -91,4 +92,12 @@ func sized(get func(dst *C.char, cap C.size_t, size *C.size_t) C.duetgo_outcome)
 		}
 		return out[:size], nil
 	}
+}
+
+// named is the name of a number, which the library may have more of.
+func named(n int, names ...string) string {
+	if 0 <= n && n < len(names) {
+		return names[n]
+	}
+	return strconv.Itoa(n)
 }

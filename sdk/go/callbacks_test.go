@@ -171,7 +171,8 @@ func TestAContextCancels(t *testing.T) {
 	if err != context.Canceled || result.Finish != duet.FinishCancelled || result.NPrompt != 2 || result.NNew < 1 || len(result.Tokens) != int(result.NNew) {
 		t.Errorf("%v, %+v", err, result)
 	}
-	if result, err = w.session.Generate(ctx, w.state, 0, w.sampler, []int32{0}, endless); err != context.Canceled || result.NPrompt != 0 {
+	// The library, which would refuse an empty prompt, is not called.
+	if result, err = w.session.Generate(ctx, w.state, 0, w.sampler, nil, endless); err != context.Canceled || result.Finish != duet.FinishCancelled {
 		t.Errorf("of a context that was cancelled before: %v, %+v", err, result)
 	}
 
@@ -190,12 +191,25 @@ func TestAContextCancels(t *testing.T) {
 	noGoroutineIsLeft(t, before)
 }
 
+func TestAContextCancelsWhileThePromptIsRead(t *testing.T) {
+	w := newWorld(t)
+	session := must(w.model.NewSession(duet.SessionOptions{MaxTokens: 7}))(t)
+	defer session.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	result, err := session.Generate(ctx, w.state, 0, w.sampler, make([]int32, 100_000), duet.GenerateOptions{})
+	if err != context.DeadlineExceeded || result.NPrompt%7 != 0 || result.NPrompt == 100_000 || result.NNew != 0 {
+		t.Errorf("%v, %+v", err, result)
+	}
+	w.works(t)
+}
+
 func TestACallFromItsOwnCallbackIsBusy(t *testing.T) {
 	w := newWorld(t)
 	other := must(w.model.NewState(1, duet.StateOptions{}))(t)
 	session := must(w.model.NewSession(duet.SessionOptions{}))(t)
 	options := duet.GenerateOptions{MaxTokens: 2, Stops: []int32{}, OnToken: func(int32) error {
-		refused(t, second(w.session.Forward(w.state, 0, []int32{1}, duet.Outputs{})), duet.ErrBusy, "session")
+		refused(t, second(w.session.Forward(w.state, 0, []int32{1}, duet.Outputs{})), duet.ErrBusy, "the session is in use by another call")
 		refused(t, second(w.session.Logits(nil)), duet.ErrBusy, "session")
 		refused(t, second(w.state.Get(0)), duet.ErrBusy, "state")
 		refused(t, w.sampler.Reset(), duet.ErrBusy, "sampler")

@@ -24,15 +24,19 @@ type GenerateOptions struct {
 }
 
 // A Finish says why a generation ended.
-type Finish uint32
+type Finish int32
 
 const (
 	FinishLength    Finish = C.DUET_FINISH_LENGTH     // MaxTokens were drawn
 	FinishStopToken Finish = C.DUET_FINISH_STOP_TOKEN // a token of Stops was drawn
 	FinishStopText  Finish = C.DUET_FINISH_STOP_TEXT  // a text of StopTexts came
 	FinishCallback  Finish = C.DUET_FINISH_CALLBACK   // a callback returned an error, Stop perhaps
-	FinishCancelled Finish = 1 << 31                  // the context was cancelled
+	FinishCancelled Finish = -1                       // not of the library: the context was cancelled
 )
+
+func (f Finish) String() string {
+	return named(int(f)+1, "cancelled", "length", "stop token", "stop text", "callback")
+}
 
 // A GenerateResult is what was generated.
 type GenerateResult struct {
@@ -62,10 +66,9 @@ func (s *stream) token(token int32) C.duet_status {
 }
 
 func (s *stream) text(text string) C.duet_status {
-	if s.over { // OnToken failed: the library shows the text of its token all the same
-		return C.DUET_E_CANCELLED
+	if !s.over { // OnToken failed: the library shows the text of its token all the same
+		s.shown = append(s.shown, text...)
 	}
-	s.shown = append(s.shown, text...)
 	if s.options.OnText == nil {
 		return C.DUET_OK
 	}
@@ -114,8 +117,9 @@ func (s *Session) Generate(ctx context.Context, state *State, slot uint32, sampl
 	var o C.duetgo_outcome
 	var r C.duet_generate_result
 	failed := generation.run(ctx, generation, func(user C.duetgo) {
-		o = C.duetgo_generate(s.owner.handle, state.owner.handle, C.uint32_t(slot), sampler.owner.handle, pointer[C.int32_t](prompt), C.size_t(len(prompt)),
-			C.uint32_t(options.MaxTokens), tokenizer, orNULL[C.int32_t](options.Stops), nStops, pointer[C.char](stopTexts), nStopTexts, user, (*C.int32_t)(&generation.stop), &r)
+		o = C.duetgo_generate(s.owner.handle, state.owner.handle, C.uint32_t(slot), sampler.owner.handle,
+			pointer[C.int32_t](prompt), C.size_t(len(prompt)), C.uint32_t(options.MaxTokens), tokenizer, orNULL[C.int32_t](options.Stops), nStops,
+			pointer[C.char](stopTexts), nStopTexts, user, (*C.int32_t)(&generation.stop), &r)
 	})
 	result := GenerateResult{
 		Finish: Finish(r.finish), NPrompt: uint64(r.n_prompt), NNew: uint64(r.n_new), PromptTime: seconds(r.prompt_s), NewTime: seconds(r.new_s),

@@ -19,6 +19,10 @@ const (
 	LogOff     LogLevel = C.DUET_LOG_OFF     // in options: no message at all
 )
 
+func (l LogLevel) String() string {
+	return named(int(l), "default", "debug", "info", "warning", "error", "off")
+}
+
 // LibraryOptions say how to make a Library.
 type LibraryOptions struct {
 	Threads    uint32      // 0 = the physical cores that the process may use
@@ -36,6 +40,8 @@ const (
 	GPU
 	OtherDevice
 )
+
+func (k DeviceKind) String() string { return named(int(k), "cpu", "integrated gpu", "gpu", "other") }
 
 // A Device is what a model can be loaded to.
 type Device struct {

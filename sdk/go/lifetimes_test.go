@@ -106,19 +106,25 @@ func TestSessionsOfOneModelRunAtOnce(t *testing.T) {
 
 func TestOneSessionInSeveralGoroutinesIsBusyNeverARace(t *testing.T) {
 	w := newWorld(t)
-	tokens := make([]int32, 20)
 	var lock sync.Mutex
 	var all sync.WaitGroup
 	done, busy := 0, 0
+	begin := make(chan bool)
 	for i := 0; i < 3; i++ {
+		state := must(w.model.NewState(1, duet.StateOptions{}))(t)
+		defer state.Close()
+		tokens := []int32{int32(i), 7, 8, 9}
+		want := must(w.session.Forward(state, 0, tokens, duet.Outputs{AllRows: true}))(t)
 		all.Add(1)
 		go func() {
 			defer all.Done()
-			for i := 0; i < 40; i++ {
-				rows, err := w.session.Forward(w.state, 0, tokens, duet.Outputs{AllRows: true})
+			<-begin
+			for i := 0; i < 200; i++ {
+				state.Reset(0)
+				rows, err := w.session.Forward(state, 0, tokens, duet.Outputs{AllRows: true})
 				lock.Lock()
 				switch {
-				case err == nil && rows.Len() == 20:
+				case err == nil && reflect.DeepEqual(rows, want):
 					done++
 				case errors.Is(err, duet.ErrBusy):
 					busy++
@@ -127,10 +133,17 @@ func TestOneSessionInSeveralGoroutinesIsBusyNeverARace(t *testing.T) {
 			}
 		}()
 	}
+	close(begin)
 	all.Wait()
-	if done == 0 || done+busy != 120 {
+	if done == 0 || done+busy != 600 {
 		t.Errorf("%d done, %d busy", done, busy)
 	}
+
+	leave := must(duet.Hold(w.session))(t)
+	refused(t, second(w.session.Forward(w.state, 0, []int32{1}, duet.Outputs{})), duet.ErrBusy, "in use by another call")
+	refused(t, second(w.session.Logits(nil)), duet.ErrBusy, "in use by another call")
+	leave()
+	w.works(t)
 }
 
 func TestClosingInAnotherGoroutineIsAnErrorNotACrash(t *testing.T) {

@@ -47,6 +47,7 @@ func TestNamesThatAreWrong(t *testing.T) {
 	refused(t, load("tiny\x00.pth", ""), duet.ErrInvalid, "path holds a NUL")
 	refused(t, load("", ""), duet.ErrInvalid, "")
 	refused(t, load(tiny(t), "tpu"), duet.ErrNotFound, "tpu")
+	refused(t, second(w.library.Load(tiny(t), duet.ModelOptions{Flags: 1 << 30})), duet.ErrInvalid, "flags")
 	refused(t, load(tiny(t), "c\x00pu"), duet.ErrInvalid, "Device holds a NUL")
 	refused(t, second(w.library.Random(duet.RandomOptions{Shape: "9b"}, duet.ModelOptions{})), duet.ErrInvalid, "9b")
 	refused(t, second(w.library.FileInfo("a\x00b", 0)), duet.ErrInvalid, "path holds a NUL")

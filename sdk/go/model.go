@@ -3,8 +3,6 @@ package duet
 // #include "shim.h"
 import "C"
 
-import "fmt"
-
 // A Dtype is the type of numbers in storage; 0 is a default.
 type Dtype int32
 
@@ -14,19 +12,7 @@ const (
 	BF16 Dtype = C.DUET_BF16 // the upper half of binary32
 )
 
-func (d Dtype) String() string {
-	switch d {
-	case 0:
-		return "default"
-	case F32:
-		return "f32"
-	case F16:
-		return "f16"
-	case BF16:
-		return "bf16"
-	}
-	return fmt.Sprintf("dtype %d", int32(d))
-}
+func (d Dtype) String() string { return named(int(d), "default", "f32", "f16", "bf16") }
 
 // ModelOptions say how to load a Model.
 type ModelOptions struct {

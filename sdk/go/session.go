@@ -17,6 +17,8 @@ const (
 	ModeParallel  Mode = C.DUET_MODE_PARALLEL  // whole sequences at once
 )
 
+func (m Mode) String() string { return named(int(m), "auto", "recurrent", "parallel") }
+
 // SessionOptions say how to make a Session.
 type SessionOptions struct {
 	Mode      Mode
@@ -49,8 +51,13 @@ func (r Rows) Len() int {
 // Row is one row.
 func (r Rows) Row(i int) []float32 { return r.Data[i*r.Width : (i+1)*r.Width : (i+1)*r.Width] }
 
-// Last is the last row.
-func (r Rows) Last() []float32 { return r.Row(r.Len() - 1) }
+// Last is the last row, nil if there is none.
+func (r Rows) Last() []float32 {
+	if r.Len() == 0 {
+		return nil
+	}
+	return r.Row(r.Len() - 1)
+}
 
 // A Session is scratch memory, a queue and a mode. A state goes through sessions of both modes.
 type Session struct{ owner *owner }
@@ -107,7 +114,9 @@ func (s *Session) ForwardBatch(state *State, slots []uint32, sequences [][]int32
 	defer leave()
 	wanted := flag(outputs.AllRows, C.DUET_OUT_ALL_LOGITS) | flag(outputs.NoLogits, C.DUET_OUT_NO_LOGITS) |
 		flag(outputs.Hidden, C.DUET_OUT_HIDDEN) | flag(outputs.VFirst, C.DUET_OUT_V_FIRST)
-	if err := check(C.duetgo_forward(s.owner.handle, state.owner.handle, n, pointer[C.int32_t](packed), pointer[C.uint32_t](lengths), orNULL[C.uint32_t](slots), wanted)); err != nil {
+	o := C.duetgo_forward(s.owner.handle, state.owner.handle, n,
+		pointer[C.int32_t](packed), pointer[C.uint32_t](lengths), orNULL[C.uint32_t](slots), wanted)
+	if err := check(o); err != nil {
 		return Rows{}, err
 	}
 	return s.rows(C.DUET_OUTPUT_LOGITS, outputs.Memory)

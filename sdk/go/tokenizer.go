@@ -59,7 +59,8 @@ func (t *Tokenizer) Encode(text string) ([]int32, error) {
 	bytes := []byte(text)
 	tokens := make([]int32, len(bytes)) // a token has at least one byte
 	var n C.size_t
-	if err := check(C.duetgo_tokenizer_encode(t.owner.handle, pointer[C.char](bytes), C.size_t(len(bytes)), pointer[C.int32_t](tokens), C.size_t(len(tokens)), &n)); err != nil {
+	o := C.duetgo_tokenizer_encode(t.owner.handle, pointer[C.char](bytes), C.size_t(len(bytes)), pointer[C.int32_t](tokens), C.size_t(len(tokens)), &n)
+	if err := check(o); err != nil {
 		return nil, err
 	}
 	return tokens[:n], nil

@@ -3,6 +3,7 @@ package duet_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"math"
 	"os"
 	"os/exec"
@@ -42,7 +43,7 @@ func TestOutputsThatWereNotAskedForHaveNoRows(t *testing.T) {
 	w := newWorld(t)
 	logits := must(w.session.Forward(w.state, 0, []int32{1, 2}, duet.Outputs{NoLogits: true, Hidden: true}))(t)
 	hidden, vFirst := must(w.session.Hidden(nil))(t), must(w.session.VFirst(nil))(t)
-	if logits.Len() != 0 || vFirst.Len() != 0 || hidden.Len() != 1 || hidden.Width != 128 {
+	if logits.Len() != 0 || logits.Last() != nil || vFirst.Len() != 0 || hidden.Len() != 1 || hidden.Width != 128 {
 		t.Errorf("%d, %d, [%d,%d]", logits.Len(), vFirst.Len(), hidden.Len(), hidden.Width)
 	}
 }
@@ -112,6 +113,16 @@ func TestStatesAreForkedSetSavedAndLoaded(t *testing.T) {
 	}
 }
 
+func TestNumbersHaveNames(t *testing.T) {
+	got := fmt.Sprint(duet.F32, duet.F16, duet.BF16, duet.Dtype(0), duet.Dtype(9), duet.ModeAuto, duet.ModeRecurrent, duet.ModeParallel, duet.CPU,
+		duet.IntegratedGPU, duet.GPU, duet.OtherDevice, duet.LogDebug, duet.LogInfo, duet.LogWarning, duet.LogError, duet.LogOff,
+		duet.FinishLength, duet.FinishStopToken, duet.FinishStopText, duet.FinishCallback, duet.FinishCancelled)
+	if got != "f32 f16 bf16 default 9 auto recurrent parallel cpu integrated gpu gpu other debug info warning error off "+
+		"length stop token stop text callback cancelled" {
+		t.Error(got)
+	}
+}
+
 func TestLibraryFilesAndModelsTellWhatCTells(t *testing.T) {
 	w := newWorld(t)
 	folder := t.TempDir()
@@ -147,10 +158,22 @@ func TestLibraryFilesAndModelsTellWhatCTells(t *testing.T) {
 	if err := w.library.Convert(tiny(t), converted, duet.ConvertOptions{Overwrite: true}); err != nil {
 		t.Error(err)
 	}
-	if err := w.library.Init(fresh, duet.InitOptions{NLayer: 2, NEmbd: 64, NVocab: 32, Seed: 3}); err != nil {
-		t.Fatal(err)
+	var files [2]string
+	for seed := range files {
+		if err := w.library.Init(fresh, duet.InitOptions{NLayer: 2, NEmbd: 64, NVocab: 32, Seed: uint64(seed), Overwrite: true}); err != nil {
+			t.Fatal(err)
+		}
+		files[seed] = string(must(os.ReadFile(fresh))(t))
 	}
-	if info := must(must(w.library.Load(fresh, duet.ModelOptions{Flags: duet.FileStrict | duet.FileVerify}))(t).Info())(t); info.NVocab != 32 || info.Weights != duet.F32 {
+	if files[0] == files[1] {
+		t.Error("the seed changes nothing")
+	}
+	model := must(w.library.Load(fresh, duet.ModelOptions{Flags: duet.FileStrict | duet.FileVerify}))(t)
+	if info := must(model.Info())(t); info.NVocab != 32 || info.HeadSize != 64 || info.Weights != duet.F32 {
+		t.Errorf("%+v", info)
+	}
+	model = must(w.library.Load(tiny(t), duet.ModelOptions{Weights: duet.F16}))(t)
+	if info := must(model.Info())(t); info.Weights != duet.F16 {
 		t.Errorf("%+v", info)
 	}
 	want := must(w.session.Forward(w.state, 0, []int32{1, 2, 3}, duet.Outputs{}))(t)
