@@ -1,4 +1,4 @@
-/* What the C interface gives, for the Python tests to compare with: MODEL DEVICE FOLDER. Writes into the folder
+/* What the C interface gives, for the tests of the bindings to compare with: MODEL DEVICE FOLDER. Writes into the folder
  * logits (f32, all rows of a prompt in parallel mode), hidden, v_first, nll (f64), state (safetensors), probs, and text. */
 #include <duet.h>
 #include <stdio.h>

@@ -1,5 +1,5 @@
-# Installs the build tree, moves the result, and chats in C++ and Rust (built against it) and in Python, by nothing but what is in it.
-# -DBUILD= build tree, -DSOURCE= source tree, -DFOLDER= of this test, -DFLAGS= compiler flags, -DGENERATOR=, -DPYTHON= and -DCARGO= or empty
+# Installs the build tree, moves the result, and chats in C++, Rust and Go (built against it) and in Python, by nothing but what is in it.
+# -DBUILD= build tree, -DSOURCE= source tree, -DFOLDER= of this test, -DFLAGS= compiler flags, -DGENERATOR=, -DPYTHON=, -DCARGO= and -DGO= or empty
 function(run)
   execute_process(COMMAND ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
   if(NOT result EQUAL 0)
@@ -29,13 +29,20 @@ chat(${FOLDER}/build/chat)
 if(PYTHON)
   chat(${CMAKE_COMMAND} -E env PYTHONPATH=${prefix}/share/duet/python ${PYTHON} ${SOURCE}/sdk/python/examples/chat.py)
 endif()
+file(GLOB_RECURSE pc ${prefix}/duet.pc)
+get_filename_component(pc ${pc} DIRECTORY)
+set(ENV{PKG_CONFIG_PATH} ${pc})
+set(ENV{LD_LIBRARY_PATH} ${pc}/..)
 if(CARGO)
   unset(ENV{DUET_LIB_DIR})  # pkg-config finds it
-  file(GLOB_RECURSE pc ${prefix}/duet.pc)
-  get_filename_component(pc ${pc} DIRECTORY)
-  set(ENV{PKG_CONFIG_PATH} ${pc})
-  set(ENV{LD_LIBRARY_PATH} ${pc}/..)
   run(${CARGO} build --frozen --manifest-path ${prefix}/share/duet/rust/Cargo.toml --example chat --target-dir ${FOLDER}/rust)
   chat(${FOLDER}/rust/debug/examples/chat)
+endif()
+if(GO)
+  file(COPY ${prefix}/share/duet/go/examples/chat/main.go DESTINATION ${FOLDER}/go)
+  file(WRITE ${FOLDER}/go/go.mod "module chat\n")
+  run(${CMAKE_COMMAND} -E chdir ${FOLDER}/go ${GO} mod edit -require duet@v0.0.0 -replace duet=${prefix}/share/duet/go)
+  run(${CMAKE_COMMAND} -E chdir ${FOLDER}/go ${GO} build -o chat)
+  chat(${FOLDER}/go/chat)
 endif()
 file(REMOVE_RECURSE ${FOLDER})
