@@ -173,7 +173,7 @@ def compare(names, llama, duet, runs=None):
     pairs = [(llama(), duet()) for _ in range(runs or RUNS)]
     for name, theirs, ours in zip(names, zip(*(pair[0] for pair in pairs)), zip(*(pair[1] for pair in pairs))):
         ratio = statistics.median(ours) / statistics.median(theirs)
-        print(f"  {name:53}{spread(theirs):>24}{spread(ours):>24}{ratio:8.2f}  {span([o / t for o, t in zip(ours, theirs)])}", flush=True)
+        print(f"  {name:53}{spread(theirs):>27}{spread(ours):>27}{ratio:8.2f}  {span([o / t for o, t in zip(ours, theirs)])}", flush=True)
 
 
 def number(x):
@@ -212,7 +212,7 @@ def main():
     print(f"{datetime.date.today()}, {processor}, {THREADS} threads on CPUs {','.join(map(str, CPUS))}, {run(DUET, '--version')[0].strip()}")
     for model in models:
         print(f"\n{model.path}: shape {model.shape}, {model.type} against --dtype {model.dtype}; medians of {RUNS} in turn (least to most)")
-        print(f"  {'':53}{'llama.cpp':>24}{'duet':>24}{'ratio':>8}  of pairs", flush=True)
+        print(f"  {'':53}{'llama.cpp':>27}{'duet':>27}{'ratio':>8}  of pairs", flush=True)
         with model_file(model, {"memory", "first-token"} & set(ONLY)) as file:
             for name, part in PARTS.items():
                 if name in ONLY:
