@@ -28,16 +28,42 @@ uint64_t sum(const uint64_t* words, size_t n) {
   return s[0] + s[1] + s[2] + s[3] + s[4] + s[5] + s[6] + s[7];
 }
 
+// One CPU of each physical core that this process may use; none if the system does not tell.
+std::vector<int> cpus_of_cores() {
+  cpu_set_t mask;
+  CPU_ZERO(&mask);
+  if (::sched_getaffinity(0, sizeof mask, &mask) != 0) return {};
+  std::set<std::string> cores;
+  std::vector<int> cpus;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &mask)) continue;
+    std::string siblings;
+    std::ifstream file(fmt::format("/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", cpu));
+    if (cores.insert(std::getline(file, siblings) ? siblings : std::to_string(cpu)).second) cpus.push_back(cpu);
+  }
+  return cpus;
+}
+
+// Two threads that are free to move can share a core for seconds, at half the speed.
+void stay_on(int cpu) {
+  cpu_set_t mask;
+  CPU_ZERO(&mask);
+  CPU_SET(cpu, &mask);
+  ::sched_setaffinity(0, sizeof mask, &mask);
+}
+
 }  // namespace
 
 double memory_read_speed(uint32_t threads) {
   const size_t share = kWords / threads;
+  const std::vector<int> cpus = cpus_of_cores();
   std::atomic<uint32_t> ready{0};
   std::atomic<uint64_t> bytes{0}, kept{0};
   std::atomic<double> slowest{0};
   std::vector<std::thread> team;
   for (uint32_t t = 0; t < threads; ++t) {
-    team.emplace_back([&] {
+    team.emplace_back([&, t] {
+      if (!cpus.empty()) stay_on(cpus[t % cpus.size()]);
       const auto words = std::make_unique<uint64_t[]>(share);  // touched here, so it lies near this core
       ready.fetch_add(1);
       while (ready.load() < threads) std::this_thread::yield();
@@ -60,18 +86,6 @@ double memory_read_speed(uint32_t threads) {
   return kept.load() == 0 ? static_cast<double>(bytes.load()) / slowest.load() : 0;  // the buffers are zero
 }
 
-uint32_t physical_cores() {
-  cpu_set_t mask;
-  CPU_ZERO(&mask);
-  if (::sched_getaffinity(0, sizeof mask, &mask) != 0) return 1;
-  std::set<std::string> cores;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &mask)) continue;
-    std::string siblings;
-    std::ifstream file(fmt::format("/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", cpu));
-    cores.insert(std::getline(file, siblings) ? siblings : std::to_string(cpu));
-  }
-  return std::clamp<uint32_t>(static_cast<uint32_t>(cores.size()), 1, 256);
-}
+uint32_t physical_cores() { return std::clamp<uint32_t>(static_cast<uint32_t>(cpus_of_cores().size()), 1, 256); }
 
 }  // namespace duet
