@@ -28,6 +28,7 @@ const Case kCases[] = {
     {"step_only", true, ""},
     {"refuses", true, ""},
     {"stage_throws", true, ""},
+    {"stage_aborts", true, ""},
 
     {"no_note", false, "no plugin of Duet"},
     {"wrong_major", false, "made for plugin ABI 2.0, this Duet speaks 1.0"},
