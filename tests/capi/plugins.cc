@@ -166,9 +166,10 @@ TEST_CASE("a library that is freed while its plugin is in use") {
   CHECK(forward(session(m, DUET_MODE_AUTO), state(m), {1}).size() == info(m).n_vocab);
 }
 
-TEST_CASE("a stage that throws ends the call, and nothing else") {
+TEST_CASE("a stage that fails or throws ends the call, and nothing else") {
+  const bool throws = GENERATE(false, true);
   const Folder folder;
-  const Library l = library_with(folder.write("plugin.so", fake("stage_throws")));
+  const Library l = library_with(folder.write("plugin.so", fake(throws ? "stage_throws" : "stage_fails")));
   const Model m = load(l, golden::path("tiny.pth"), "fake");
   const Session x = session(m, DUET_MODE_AUTO);
   const State s = state(m);
@@ -176,7 +177,7 @@ TEST_CASE("a stage that throws ends the call, and nothing else") {
   auto b = DUET_INIT(duet_batch);
   b.n_seqs = 1;
   b.tokens = &token;
-  for (int i = 0; i < 2; ++i) refused(duet_forward(x.get(), s.get(), &b), DUET_E_INTERNAL, "a stage went wrong");
+  for (int i = 0; i < 2; ++i) refused(duet_forward(x.get(), s.get(), &b), throws ? DUET_E_INTERNAL : DUET_E_LIMIT, throws ? "a stage went wrong" : "no more than three heads");
   check(duet_state_reset(s.get(), 0));
   const Model other = load(l, golden::path("tiny.pth"), "reference");
   CHECK(forward(session(other, DUET_MODE_AUTO), state(other), {1}).size() == info(m).n_vocab);

@@ -30,7 +30,7 @@ foreach(pair "libduet0;libc6" "libduet-dev;libduet0 \\(= ${VERSION}\\)" "duet;li
 endforeach()
 
 set(prefix ${FOLDER}/root/usr)
-file(GLOB_RECURSE library ${prefix}/libduet.so.0)
+file(GLOB library ${prefix}/lib/libduet.so.0 ${prefix}/lib/*/libduet.so.0)
 get_filename_component(lib ${library} DIRECTORY)
 set(ENV{LD_LIBRARY_PATH} ${lib})
 set(ENV{PKG_CONFIG_PATH} ${lib}/pkgconfig)

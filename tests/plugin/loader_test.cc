@@ -27,6 +27,7 @@ const Case kCases[] = {
     {"newer_minor", true, "", "1.7"},
     {"step_only", true, ""},
     {"refuses", true, ""},
+    {"stage_fails", true, ""},
     {"stage_throws", true, ""},
     {"stage_aborts", true, ""},
 

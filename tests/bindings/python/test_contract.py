@@ -238,14 +238,15 @@ class PluginTest(unittest.TestCase):
         self.assertEqual([p["taken"] for p in report], [True, True, False])
         self.assertIn("taken already", report[2]["reason"])
 
-    def test_a_stage_that_throws_is_an_error_of_the_call(self):
-        library = duet.Library(plugin_path=self.plugin("stage_throws"), log_level="off")
-        model = library.load(TINY, device="fake")
-        library.close()  # in use
-        for _ in range(2):
-            with self.assertRaisesRegex(duet.Error, "a stage went wrong") as caught:
-                model.session().forward(model.state(), [1])
-            self.assertEqual(caught.exception.status, duet.Status.INTERNAL)
+    def test_a_stage_that_fails_or_throws_is_an_error_of_the_call(self):
+        for way, status, word in (("stage_fails", duet.Status.LIMIT, "three heads"), ("stage_throws", duet.Status.INTERNAL, "a stage went wrong")):
+            library = duet.Library(plugin_path=self.plugin(way, way + ".so"), log_level="off")
+            model = library.load(TINY, device="fake")
+            library.close()  # in use
+            for _ in range(2):
+                with self.assertRaisesRegex(duet.Error, word) as caught:
+                    model.session().forward(model.state(), [1])
+                self.assertEqual(caught.exception.status, status)
 
     def test_nothing_is_taken_from_where_it_was_planted(self):
         for place in (".", "duet/plugins-1", "lib/duet/plugins-1"):
