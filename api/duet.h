@@ -59,7 +59,7 @@ typedef struct duet_library_options {
   uint32_t size;
   uint32_t n_threads;      /* 0 = the physical cores of the process's affinity mask; at most 256 */
   const char* plugin_path; /* ':'-separated plugin files, manifests or folders, absolute; replaces the default search */
-  duet_log_fn log;         /* NULL: the default sink, standard error through spdlog. Used while anything made from the library lives */
+  duet_log_fn log;         /* NULL: standard error through spdlog. Used as long as anything made from the library lives */
   void* log_user;          /* given to `log` */
   int32_t log_level;       /* DUET_LOG_*; 0 = warnings and errors */
   uint32_t reserved;

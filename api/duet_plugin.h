@@ -219,7 +219,7 @@ enum { DUETP_HEAD_OUT_HIDDEN = 0, DUETP_HEAD_OUT_LOGITS };
 /* rung 2: layers first_layer .. +n_layer; rung 3: embed, all layers, head. Same meaning as the stages in order. */
 typedef struct duetp_step {
   uint32_t size, first_layer, n_layer; /* rung 3: 0 and L */
-  duet_mode mode;                   /* as in duetp_stage, as are frame and state */
+  duet_mode mode;                   /* as in duetp_stage */
   const duetp_layer* const* layers; /* [L+1] */
   const duetp_frame* frame;         /* as in duetp_stage */
   duetp_state* state;               /* as in duetp_stage */
@@ -246,13 +246,14 @@ typedef struct duetp_ops {
 } duetp_ops;
 
 /* ---- device -------------------------------------------------------------------------------------------- */
-/* One device, from device_open to close. All slots are [any-thread] except that one queue, one state or one layer is never used
- * by two calls at once. What a *_new made, the host frees with the matching *_free, before close. */
+/* One device, from device_open to close. All slots are [any-thread] except that one queue or one state is never used by two calls
+ * at once; a layer may be, by the queues of several sessions. What a *_new made, the host frees with the matching *_free,
+ * before close. */
 typedef struct duetp_device {
   uint32_t size, reserved;
   void* self; /* first argument of everything below and of the stages */
   const duetp_ops* ops; /* the plugin's; the host copies it */
-  void (*close)(void* self); /* may be NULL */
+  void (*close)(void* self); /* optional */
   /* memory: all of it, or none (line 7 of the contract). Fresh buffers and states are zero. */
   duet_status (*buffer_new)(void* self, uint64_t bytes, duetp_buffer** out); /* aligned to 64 bytes; no memory: DUET_E_MEMORY */
   void (*buffer_free)(void* self, duetp_buffer* b); /* nothing uses it any more; the same holds for every *_free */
