@@ -16,6 +16,10 @@
  *
  * A name such as [T,C] gives a row-major shape, last index fastest. T packed tokens of a frame, C = n_embd, H heads of
  * N = head_size (C = H*N), F = n_ffn, V = n_vocab, L = n_layer. The equations are in docs/mathematics.md.
+ *
+ * Functions that return duet_status: DUET_OK, or what host->fail returned after its sentence; out parameters count on DUET_OK
+ * only. `self` is what open or the device's table gave. `reserved` is 0. All is there since version 1.0, unless a comment
+ * gives another.
  */
 #ifndef DUET_PLUGIN_H
 #define DUET_PLUGIN_H
@@ -23,25 +27,27 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
-#define DUETP_MAJOR 1u
-#define DUETP_MINOR 0u
+#define DUETP_MAJOR 1u /* of the version that this header describes: what breaks plugins raises it */
+#define DUETP_MINOR 0u /* what is appended raises it */
+/* Both in one number: major << 16 | minor. */
 #define DUETP_ABI ((DUETP_MAJOR << 16) | DUETP_MINOR)
 
 /* ---- host services ------------------------------------------------------------------------------------ */
-/* Every function takes `self` first and may be called from any thread unless it says otherwise. */
+/* What the host does for one plugin, from open to close. Every function takes `self` first and may be called from any thread
+ * unless it says otherwise. */
 typedef struct duetp_host {
-  uint32_t size, abi;
-  void* self;
+  uint32_t size, abi; /* of the host: DUETP_ABI of its header */
+  void* self;         /* the host's; first argument of all below */
   void* (*alloc)(void* self, size_t bytes, size_t align); /* NULL when out of memory; align is a power of two */
   void (*free)(void* self, void* p);                      /* NULL is allowed */
-  void (*log)(void* self, int32_t level, const char* msg);
+  void (*log)(void* self, int32_t level, const char* msg); /* level: DUET_LOG_*; msg: UTF-8, at most 1 KiB of it is kept */
   duet_status (*fail)(void* self, duet_status code, const char* msg); /* keeps a copy of msg for this thread; returns code */
-  const char* (*option)(void* self, const char* key);                /* NULL if unset; lives as long as the library */
+  const char* (*option)(void* self, const char* key);                /* DUET_<ID>_<KEY> of the environment; NULL if unset; lives as long as the library */
   /* The library's one thread team. `team` runs fn(ctx, i, n) once on each of its n threads and returns when all are
    * done; a second caller waits its turn. `barrier` may be called inside fn only, by all n threads. fn must not call team. */
   uint32_t (*team_size)(void* self);
-  void (*team)(void* self, void (*fn)(void* ctx, uint32_t i, uint32_t n), void* ctx);
-  void (*barrier)(void* self);
+  void (*team)(void* self, void (*fn)(void* ctx, uint32_t i, uint32_t n), void* ctx); /* what fn writes is visible afterwards */
+  void (*barrier)(void* self); /* nobody passes before all have come */
   const void* (*extension)(void* self, const char* id); /* "duet.ext.<name>/<n>", NULL if absent */
 } duetp_host;
 
@@ -57,15 +63,16 @@ typedef struct duetp_state duetp_state;   /* memory of n slots in the plugin's o
 
 /* A piece of device memory. buf == NULL means "none". off in bytes, a multiple of 64. */
 typedef struct duetp_ref {
-  duetp_buffer* buf;
-  uint64_t off;
-  duet_dtype dtype;
+  duetp_buffer* buf; /* of this device */
+  uint64_t off;      /* bytes from its beginning */
+  duet_dtype dtype;  /* of the elements; 0 = plain bytes or int32 */
   uint32_t reserved;
 } duetp_ref;
 
+/* The sizes of a model, the same for all its layers. */
 typedef struct duetp_shape {
   uint32_t size;
-  uint32_t n_layer, n_embd, n_head, head_size, n_ffn, n_vocab;
+  uint32_t n_layer, n_embd, n_head, head_size, n_ffn, n_vocab; /* L, C, H, N, F, V */
   uint32_t rank_w, rank_a, rank_v, rank_g; /* low-rank sizes, the same in every layer; rank_v 0 when n_layer is 1 */
   float ln_eps;                            /* 1e-5: ln0, ln1, ln2, ln_out */
   float gn_eps;                            /* 64e-5: ln_x */
@@ -107,31 +114,34 @@ typedef struct duetp_tensor {
   uint32_t size, id; /* DUETP_T_* */
   const char* name;  /* the official name, for messages */
   const void* data;  /* dense, row-major, aligned to its element */
-  uint64_t bytes;
-  duet_dtype dtype;
-  uint32_t n_dim;
-  uint32_t dim[4];
+  uint64_t bytes;    /* of data */
+  duet_dtype dtype;  /* of data's elements */
+  uint32_t n_dim;    /* of dim, the rest of which is 0 */
+  uint32_t dim[4];   /* the shape, last index fastest */
   const void *scale, *minimum; /* quantised dtypes only, with the four below */
-  uint64_t scale_bytes, minimum_bytes;
-  uint32_t group;
-  duet_dtype scale_dtype;
+  uint64_t scale_bytes, minimum_bytes; /* of scale and of minimum */
+  uint32_t group;         /* elements that share a scale */
+  duet_dtype scale_dtype; /* of scale and minimum */
 } duetp_tensor;
 
+/* What layer_new makes a layer of. */
 typedef struct duetp_layer_desc {
   uint32_t size;
   uint32_t index; /* 0 .. n_layer-1; n_layer = the block of embedding and head */
-  const duetp_shape* shape;
+  const duetp_shape* shape; /* of the whole model */
   const duetp_tensor* const* tensors; /* [DUETP_T_COUNT], by id; NULL where this layer has none */
   uint32_t n_tensors;                 /* length of `tensors` as the host knows it */
   duet_dtype weights;                 /* dtype of the matrices */
   uint32_t flags;                     /* DUETP_LAYER_* */
 } duetp_layer_desc;
+/* What a layer is for; bits to be or-ed. */
 enum {
   DUETP_LAYER_TRAINABLE = 1, /* layer_export will be asked for */
   DUETP_LAYER_GRAD = 2       /* gradient accumulators: zeros, f32, same names; tensors' data are NULL */
 };
 
-typedef struct duetp_device_info { /* facts, not votes: the host ranks */
+/* What a device is: facts, not votes; the host ranks. */
+typedef struct duetp_device_info {
   uint32_t size;
   uint32_t kind;          /* DUETP_KIND_* */
   char id[64], name[64];  /* "0000:c1:00.0", "NVIDIA H100"; NUL-terminated UTF-8 */
@@ -139,7 +149,9 @@ typedef struct duetp_device_info { /* facts, not votes: the host ranks */
   uint64_t bytes_per_s;         /* attainable read bandwidth, 0 = unknown */
   uint64_t caps;                /* DUETP_CAP_* */
 } duetp_device_info;
+/* What a device is. */
 enum { DUETP_KIND_CPU = 0, DUETP_KIND_INTEGRATED_GPU = 1, DUETP_KIND_GPU = 2, DUETP_KIND_OTHER = 3 };
+/* What a device can do; bits to be or-ed. */
 enum {
   DUETP_CAP_HOST_VISIBLE = 1,    /* buffer_ptr gives pointers that the CPU can use */
   DUETP_CAP_RECORD = 2,          /* record_* are provided */
@@ -157,16 +169,17 @@ typedef struct duetp_stage {
   uint32_t which;       /* linear, lowrank: DUETP_LINEAR_*, DUETP_LOWRANK_* */
   uint32_t layer_index; /* 0 .. n_layer */
   duet_mode mode;       /* DUETP: RECURRENT promises at most one token per sequence */
-  const duetp_layer* layer;
-  const duetp_frame* frame;
-  duetp_state* state;
-  duetp_ref in[16], out[16];
+  const duetp_layer* layer;     /* the weights */
+  const duetp_frame* frame;     /* tokens, sequences, slots */
+  duetp_state* state;           /* of all slots */
+  duetp_ref in[16], out[16];    /* by the enums below; the rest is none */
   duetp_ref saved;              /* training: forward writes, backward reads; size from saved_bytes */
   duetp_layer* grad;            /* backward: weight gradients add up here */
-  duetp_ref d_final, d_initial; /* backward: f32 dL/d(state) [n_seqs][C + H*N*N + C] */
+  duetp_ref d_final, d_initial; /* backward: f32 dL/d(state) [n_seqs][C + H*N*N + C], read and written */
   duetp_ref scalars;            /* f32 in device memory: what changes from step to step (lr, step, sampling) */
 } duetp_stage;
 
+/* Which matrix `linear` multiplies with, which pair `lowrank`. */
 enum { DUETP_LINEAR_R = 0, DUETP_LINEAR_K = 1, DUETP_LINEAR_V = 2, DUETP_LINEAR_OUTPUT = 3 };
 enum { DUETP_LOWRANK_W = 0, DUETP_LOWRANK_A = 1, DUETP_LOWRANK_V = 2, DUETP_LOWRANK_G = 3 };
 
@@ -205,18 +218,21 @@ enum { DUETP_HEAD_OUT_HIDDEN = 0, DUETP_HEAD_OUT_LOGITS };
 
 /* rung 2: layers first_layer .. +n_layer; rung 3: embed, all layers, head. Same meaning as the stages in order. */
 typedef struct duetp_step {
-  uint32_t size, first_layer, n_layer;
-  duet_mode mode;
+  uint32_t size, first_layer, n_layer; /* rung 3: 0 and L */
+  duet_mode mode;                   /* as in duetp_stage */
   const duetp_layer* const* layers; /* [L+1] */
-  const duetp_frame* frame;
-  duetp_state* state;
+  const duetp_frame* frame;         /* as in duetp_stage */
+  duetp_state* state;               /* as in duetp_stage */
   duetp_ref x, v_first;             /* f32 [T,C]; afterwards the last layer's output, and layer 0's value vectors */
   duetp_ref hidden, logits;         /* rung 3; none = not wanted */
 } duetp_step;
 
+/* A stage. `a` lives for the call; the memory that it names until the queue was waited for. */
 typedef duet_status (*duetp_stage_fn)(void* self, duetp_queue* q, const duetp_stage* a);
+/* A step of rung 2 or 3; `a` as for a stage. */
 typedef duet_status (*duetp_step_fn)(void* self, duetp_queue* q, const duetp_step* a);
 
+/* The work that a device can do. NULL = does not. */
 typedef struct duetp_ops {
   uint32_t size, reserved;
   /* rung 1 */
@@ -230,70 +246,79 @@ typedef struct duetp_ops {
 } duetp_ops;
 
 /* ---- device -------------------------------------------------------------------------------------------- */
-/* All slots are [any-thread] except that one queue, one state or one layer is never used by two calls at once. */
+/* One device, from device_open to close. All slots are [any-thread] except that one queue or one state is never used by two calls
+ * at once; a layer may be, by the queues of several sessions. What a *_new made, the host frees with the matching *_free,
+ * before close. */
 typedef struct duetp_device {
   uint32_t size, reserved;
   void* self; /* first argument of everything below and of the stages */
-  const duetp_ops* ops;
-  void (*close)(void* self);
+  const duetp_ops* ops; /* the plugin's; the host copies it */
+  void (*close)(void* self); /* optional */
   /* memory: all of it, or none (line 7 of the contract). Fresh buffers and states are zero. */
-  duet_status (*buffer_new)(void* self, uint64_t bytes, duetp_buffer** out);
-  void (*buffer_free)(void* self, duetp_buffer* b);
+  duet_status (*buffer_new)(void* self, uint64_t bytes, duetp_buffer** out); /* aligned to 64 bytes; no memory: DUET_E_MEMORY */
+  void (*buffer_free)(void* self, duetp_buffer* b); /* nothing uses it any more; the same holds for every *_free */
   void* (*buffer_ptr)(void* self, duetp_buffer* b); /* non-NULL exactly when DUETP_CAP_HOST_VISIBLE */
   duet_status (*upload)(void* self, duetp_queue* q, duetp_ref dst, const void* src, uint64_t n);   /* src may be reused on return */
   duet_status (*download)(void* self, duetp_queue* q, void* dst, duetp_ref src, uint64_t n);       /* dst is filled after queue_wait */
-  duet_status (*copy)(void* self, duetp_queue* q, duetp_ref dst, duetp_ref src, uint64_t n);
-  duet_status (*layer_new)(void* self, const duetp_layer_desc* d, duetp_layer** out);
+  duet_status (*copy)(void* self, duetp_queue* q, duetp_ref dst, duetp_ref src, uint64_t n);       /* n bytes, within the device */
+  duet_status (*layer_new)(void* self, const duetp_layer_desc* d, duetp_layer** out); /* brings the weights into the plugin's layout */
   duet_status (*layer_export)(void* self, const duetp_layer* l, uint32_t id, void* dst, uint64_t n); /* dense, row-major, the layer's dtype */
-  void (*layer_free)(void* self, duetp_layer* l);
-  duet_status (*queue_new)(void* self, duetp_queue** out);
+  void (*layer_free)(void* self, duetp_layer* l); /* as buffer_free */
+  duet_status (*queue_new)(void* self, duetp_queue** out); /* one for each session, and one for each model's states */
   duet_status (*queue_wait)(void* self, duetp_queue* q); /* [blocking]; reports failures of all that was enqueued */
-  void (*queue_free)(void* self, duetp_queue* q);
+  void (*queue_free)(void* self, duetp_queue* q); /* as buffer_free */
+  /* wkv: storage of the matrices; another than the device has is DUET_E_UNSUPPORTED */
   duet_status (*state_new)(void* self, const duetp_shape* s, uint32_t n_slots, duet_dtype wkv, duetp_state** out);
   duet_status (*state_copy)(void* self, duetp_queue* q, duetp_state* dst, uint32_t dst_slot, const duetp_state* src, uint32_t src_slot); /* src NULL: zero */
   /* canonical form, host memory, f32: att_x [L,C], wkv [L,H,N,N] (value row, key column), ffn_x [L,C]; filled after queue_wait */
   duet_status (*state_export)(void* self, duetp_queue* q, const duetp_state* s, uint32_t slot, float* att_x, float* wkv, float* ffn_x);
+  /* the same back; the arrays live until queue_wait */
   duet_status (*state_import)(void* self, duetp_queue* q, duetp_state* s, uint32_t slot, const float* att_x, const float* wkv, const float* ffn_x);
-  void (*state_free)(void* self, duetp_state* s);
-  /* recording, optional, all or none */
+  void (*state_free)(void* self, duetp_state* s); /* as buffer_free */
+  /* recording, optional, all or none. From here to record_end work is kept, not run */
   duet_status (*record_begin)(void* self, duetp_queue* q);
   duet_status (*record_end)(void* self, duetp_queue* q, duetp_record** out); /* fuse, order, instantiate here */
-  duet_status (*record_run)(void* self, duetp_queue* q, duetp_record* r);
-  void (*record_free)(void* self, duetp_record* r);
+  duet_status (*record_run)(void* self, duetp_queue* q, duetp_record* r); /* enqueues all of it again */
+  void (*record_free)(void* self, duetp_record* r); /* as buffer_free */
   /* Bytes of `saved` that stage `stage` (index into duetp_ops, embed = 0) wants. Training only. */
   uint64_t (*saved_bytes)(void* self, const duetp_shape* s, uint32_t stage, uint32_t n_tokens, uint32_t n_seqs);
   /* Why-not query: NULL = it can; else a static sentence that names the first unmet condition. Optional: NULL slot = all. */
   const char* (*refuses)(void* self, const duetp_shape* s, duet_dtype weights, uint32_t rung);
 } duetp_device;
 
-/* ---- plugin: static const data --------------------------------------------------------------------------- */
+/* ---- plugin ---------------------------------------------------------------------------------------------
+ * What duetp_query gives: static const data. */
 typedef struct duetp_plugin {
-  uint32_t size, abi;
+  uint32_t size, abi; /* DUETP_ABI */
   const char *id, *version, *vendor, *build; /* "cuda", "1.4.0", "...", "sm_90a sm_120 nvcc 13.0"; id: [a-z0-9_]{1,31} */
   uint32_t sanitizer;                        /* DUETP_SANITIZER; must equal the host's */
   uint32_t reserved;
   duet_status (*open)(const duetp_host* host, void** self); /* host lives until close returns */
-  void (*close)(void* self);
-  uint32_t (*device_count)(void* self);
+  void (*close)(void* self);            /* after the last device's */
+  uint32_t (*device_count)(void* self); /* at most 64 */
   duet_status (*device_info)(void* self, uint32_t index, duetp_device_info* io); /* io->size says how much may be written */
-  duet_status (*device_open)(void* self, uint32_t index, const duetp_device** out);
+  duet_status (*device_open)(void* self, uint32_t index, const duetp_device** out); /* the table is the plugin's; the host copies it */
   const void* (*extension)(void* self, const char* id); /* optional */
   const char* (*no_device_reason)(void* self);          /* optional: one sentence when device_count is 0 */
 } duetp_plugin;
 
+/* The one symbol that a plugin exports: its table, or NULL for a host of another major version. */
 typedef const duetp_plugin* (*duetp_query_fn)(uint32_t host_abi, uint32_t reserved);
-#define DUETP_QUERY_NAME "duetp_query"
+#define DUETP_QUERY_NAME "duetp_query" /* that symbol's name */
 
+/* Marks that symbol. */
 #if defined(_WIN32)
 #define DUETP_EXPORT __declspec(dllexport)
 #else
 #define DUETP_EXPORT __attribute__((visibility("default")))
 #endif
+/* Whether the compiler has a feature; for the next only. */
 #if defined(__has_feature)
 #define DUETP_FEATURE(x) __has_feature(x)
 #else
 #define DUETP_FEATURE(x) 0
 #endif
+/* What this file is compiled with: 0 no sanitizer, 1 address, 2 thread. */
 #if defined(__SANITIZE_ADDRESS__) || DUETP_FEATURE(address_sanitizer)
 #define DUETP_SANITIZER 1u
 #elif defined(__SANITIZE_THREAD__) || DUETP_FEATURE(thread_sanitizer)
@@ -301,6 +326,7 @@ typedef const duetp_plugin* (*duetp_query_fn)(uint32_t host_abi, uint32_t reserv
 #else
 #define DUETP_SANITIZER 0u
 #endif
+/* Linkage of duetp_query. */
 #ifdef __cplusplus
 }
 #define DUETP_EXTERN extern "C"

@@ -8,6 +8,7 @@
 /* Result of every call that can fail. Codes are part of the ABI: never renumbered, only appended.
  * 0 is success, all failures are negative. */
 typedef int32_t duet_status;
+/* Values of duet_status. */
 enum {
   DUET_OK = 0,
   DUET_E_INVALID = -1,     /* the caller broke the contract; the same call will fail again       */
@@ -30,6 +31,7 @@ enum {
 
 /* Storage type of one element or, for quantised weights, of one block. */
 typedef int32_t duet_dtype;
+/* Values of duet_dtype. Those from 16 on are reserved for quantised weights. */
 enum {
   DUET_F32 = 1,
   DUET_F16 = 2,  /* IEEE binary16 */
@@ -41,6 +43,7 @@ enum {
 
 /* How a run of tokens is computed. Both modes read and leave the same state. */
 typedef int32_t duet_mode;
+/* Values of duet_mode. */
 enum {
   DUET_MODE_AUTO = 0,      /* parallel for runs of tokens, recurrent for single tokens */
   DUET_MODE_RECURRENT = 1, /* one token per sequence and step */

@@ -1,5 +1,8 @@
 #include "capi/handle.h"
 
+#include <pthread.h>
+
+#include <memory>
 #include <mutex>
 #include <shared_mutex>
 #include <vector>
@@ -21,10 +24,19 @@ struct Table {
   std::vector<uint32_t> free;
 };
 
+Table* new_table();
+
 // Never destroyed: handles may be freed by the destructors of the program's own globals.
 Table& table() {
-  static Table& t = *new Table;
+  static Table& t = *new_table();
   return t;
+}
+
+// A fork waits until no thread is in the table, else the child would find it locked for good by a thread that it does not have.
+Table* new_table() {
+  ::pthread_atfork([] { table().mutex.lock(); }, [] { table().mutex.unlock(); },
+                   [] { std::construct_at(&table().mutex); });  // the child may not unlock it: to the mutex it is another thread
+  return new Table;
 }
 
 Entry* entry(Table& t, Kind kind, const void* handle) {

@@ -38,18 +38,23 @@ namespace duet {
 
 // ---- errors and enumerations ----------------------------------------------------------------------------------------
 
+// A call of the library failed. what() is its sentence.
 class Error : public std::runtime_error {
  public:
+  // For what this header itself refuses, with the same statuses.
   Error(duet_status status, const std::string& sentence) : std::runtime_error(sentence), status_(status) {}
   duet_status status() const noexcept { return status_; }  // DUET_E_*
-  const char* name() const noexcept { return duet_status_name(status_); }
+  const char* name() const noexcept { return duet_status_name(status_); }  // "DUET_E_ABI"
 
  private:
   duet_status status_;
 };
 
+// Of a model's matrices; as_stored leaves them as in the file.
 enum class Dtype : duet_dtype { as_stored = 0, f32 = DUET_F32, f16 = DUET_F16, bf16 = DUET_BF16 };
+// How a session computes.
 enum class Mode : duet_mode { automatic = DUET_MODE_AUTO, recurrent = DUET_MODE_RECURRENT, parallel = DUET_MODE_PARALLEL };
+// The least that is logged; standard = warnings and errors.
 enum class LogLevel : int32_t {
   standard = 0,
   debug = DUET_LOG_DEBUG,
@@ -58,7 +63,9 @@ enum class LogLevel : int32_t {
   error = DUET_LOG_ERROR,
   off = DUET_LOG_OFF
 };
+// Of a device.
 enum class DeviceKind : uint32_t { cpu = 0, integrated_gpu = 1, gpu = 2, other = 3 };
+// Why a generation ended.
 enum class Finish : uint32_t {
   length = DUET_FINISH_LENGTH,
   stop_token = DUET_FINISH_STOP_TOKEN,
@@ -195,34 +202,39 @@ auto* live(const Object& object, const char* what) {
 
 // ---- library --------------------------------------------------------------------------------------------------------
 
+// Options of Library.
 struct LibraryOptions {
   uint32_t n_threads = 0;        // 0 = the physical cores that the process may use
   std::string plugin_path = {};  // empty = the default search
   LogFunction log = {};          // empty = standard error
-  LogLevel log_level = LogLevel::standard;
+  LogLevel log_level = LogLevel::standard;  // the least that is logged
 };
+// What a plugin says of one of its devices.
 struct Device {
-  DeviceKind kind{};
+  DeviceKind kind{};                                      // CPU, GPU, ...
   std::string spec, name, plugin;                         // "cpu:0", "AMD EPYC", path or "built in"
   uint64_t mem_total = 0, mem_free = 0, bytes_per_s = 0;  // bytes; 0 = unknown
 };
+// Options of Library::convert.
 struct ConvertOptions {
-  Dtype weights = Dtype::as_stored;
-  bool overwrite = false;
-  uint32_t flags = 0;  // DUET_FILE_*
-  Progress progress = {};
+  Dtype weights = Dtype::as_stored;  // of the matrices
+  bool overwrite = false;            // false: an existing output is DUET_E_EXISTS
+  uint32_t flags = 0;                // DUET_FILE_*
+  Progress progress = {};            // empty = none
 };
+// Options of Library::init.
 struct InitOptions {
   uint32_t n_layer = 0, n_embd = 0, n_vocab = 0;  // required
   uint32_t head_size = 0;                         // 0 = 64
-  Dtype weights = Dtype::f32;
-  bool overwrite = false;
-  uint64_t seed = 0;
+  Dtype weights = Dtype::f32;                     // of the matrices
+  bool overwrite = false;                         // false: an existing output is DUET_E_EXISTS
+  uint64_t seed = 0;                              // the same seed gives the same file
 };
 
 // Finds plugins, owns the threads and the log.
 class Library : public detail::Owner<duet_library, duet_library_free> {
  public:
+  // Starts the threads; looks for no plugin yet.
   explicit Library(const LibraryOptions& options = {}) : Library(options, options.log ? std::make_shared<const LogFunction>(options.log) : nullptr) {}
 
   // Every plugin that was considered, and why it was or was not taken: JSON. Opens all plugins.
@@ -290,29 +302,33 @@ class Library : public detail::Owner<duet_library, duet_library_free> {
 
 // ---- model ----------------------------------------------------------------------------------------------------------
 
+// Options of Model::load and Model::random.
 struct ModelOptions {
   Dtype weights = Dtype::as_stored;  // of the matrices on the device
   std::string device = {};           // "cpu", "cuda:1"; empty = DUET_BACKEND, else the best device that can run the model
   uint32_t flags = 0;                // DUET_FILE_*
-  Progress progress = {};
+  Progress progress = {};            // empty = none
 };
+// Options of Model::random.
 struct RandomOptions {
   std::string shape = "0.1b";  // "0.1b" "0.4b" "1.5b" "2.9b" "7.2b"
-  float relu2 = 0;
-  uint64_t seed = 0;
+  float relu2 = 0;              // share of relu^2 activations that are not zero; 0 = about half
+  uint64_t seed = 0;            // the same seed gives the same weights
 };
+// What Model::info tells.
 struct ModelInfo {
-  uint32_t n_layer = 0, n_embd = 0, n_head = 0, head_size = 0, n_ffn = 0, n_vocab = 0;
-  uint32_t rank_w = 0, rank_a = 0, rank_v = 0, rank_g = 0;
-  Dtype weights{};
-  uint64_t n_params = 0;
-  uint64_t weight_bytes = 0, bytes_per_token = 0, state_bytes = 0;
+  uint32_t n_layer = 0, n_embd = 0, n_head = 0, head_size = 0, n_ffn = 0, n_vocab = 0;  // L, C, H, N, width of the channel mix, V
+  uint32_t rank_w = 0, rank_a = 0, rank_v = 0, rank_g = 0;  // of the low-rank pairs
+  Dtype weights{};                                          // of the matrices on the device
+  uint64_t n_params = 0;                                    // numbers in all tensors
+  uint64_t weight_bytes = 0, bytes_per_token = 0, state_bytes = 0;  // in memory; read for one token; of one sequence's state, f32
   std::string device;  // "cpu:0"
 };
 
 // Immutable weights on one device.
 class Model : public detail::Owner<duet_model, duet_model_free> {
  public:
+  // From a .pth, a .safetensors or a folder.
   static Model load(const Library& library, const std::filesystem::path& path, const ModelOptions& options = {}) {
     return Model(library, options, [&](const duet_model_options* o, duet_model** out) {
       return duet_model_load(library.handle(), detail::c_string(path.native(), "path"), o, out);
@@ -329,6 +345,7 @@ class Model : public detail::Owner<duet_model, duet_model_free> {
   // As safetensors, atomically, over an existing file.
   void save(const std::filesystem::path& path) const { detail::check(duet_model_save(handle(), detail::c_string(path.native(), "path"))); }
 
+  // Shape, dtype and sizes.
   ModelInfo info() const {
     auto i = DUET_INIT(duet_model_info);
     detail::check(duet_model_get(handle(), &i));
@@ -362,6 +379,7 @@ class Tokenizer : public detail::Owner<duet_tokenizer, duet_tokenizer_free> {
  public:
   // The World vocabulary that ships with Duet.
   explicit Tokenizer(const Library& library) : Owner(library.log_, [&](duet_tokenizer** out) { return duet_tokenizer_load(library.handle(), nullptr, out); }) {}
+  // A vocabulary in World format.
   Tokenizer(const Library& library, const std::filesystem::path& path)
       : Owner(library.log_, [&](duet_tokenizer** out) { return duet_tokenizer_load(library.handle(), detail::c_string(path.native(), "path"), out); }) {}
   // vocab.txt beside the model, else the World vocabulary where V = 65536.
@@ -393,13 +411,14 @@ class Tokenizer : public detail::Owner<duet_tokenizer, duet_tokenizer_free> {
 
 // One sequence in the canonical form: att_x [L,C], wkv [L,H,N,N], ffn_x [L,C].
 struct StateArrays {
-  std::vector<float> att_x, wkv, ffn_x;
-  bool operator==(const StateArrays&) const = default;
+  std::vector<float> att_x, wkv, ffn_x;                 // [L,C], [L,H,N,N] (value row, key column), [L,C]
+  bool operator==(const StateArrays&) const = default;  // bit for bit, but for the sign of zero
 };
 
 // The whole memory of n sequences, one in each slot.
 class State : public detail::Owner<duet_state, duet_state_free> {
  public:
+  // Fresh slots, zero or the model's tuned state.
   explicit State(const Model& model, uint32_t n_slots = 1, Dtype wkv = Dtype::f32)
       : Owner(model.log_,
               [&](duet_state** out) {
@@ -413,14 +432,15 @@ class State : public detail::Owner<duet_state, duet_state_free> {
     n_wkv_ = n_x_ * i.head_size;
   }
 
-  uint32_t n_slots() const noexcept { return n_slots_; }
+  uint32_t n_slots() const noexcept { return n_slots_; }  // slots are 0 .. n_slots - 1
   size_t x_size() const noexcept { return n_x_; }      // elements of att_x and of ffn_x: L*C
   size_t wkv_size() const noexcept { return n_wkv_; }  // elements of wkv: L*H*N*N
 
-  void reset(uint32_t slot = 0) { detail::check(duet_state_reset(handle(), slot)); }
+  void reset(uint32_t slot = 0) { detail::check(duet_state_reset(handle(), slot)); }  // as fresh
   // Fork or move: also from a state of another model object, device or dtype of one shape.
   void copy_from(State& source, uint32_t source_slot = 0, uint32_t slot = 0) { detail::check(duet_state_copy(handle(), slot, source.handle(), source_slot)); }
 
+  // A copy.
   StateArrays get(uint32_t slot = 0) {
     StateArrays out{std::vector<float>(n_x_), std::vector<float>(n_wkv_), std::vector<float>(n_x_)};
     get(slot, out.att_x, out.wkv, out.ffn_x);
@@ -434,16 +454,20 @@ class State : public detail::Owner<duet_state, duet_state_free> {
   void set(uint32_t slot, std::span<const float> att_x, std::span<const float> wkv, std::span<const float> ffn_x) {
     detail::check(duet_state_set(handle(), slot, part(att_x, n_x_, "att_x"), part(wkv, n_wkv_, "wkv"), part(ffn_x, n_x_, "ffn_x")));
   }
+  // All three parts at once.
   void set(uint32_t slot, const StateArrays& arrays) { set(slot, arrays.att_x, arrays.wkv, arrays.ffn_x); }
 
-  // A safetensors file, in memory or on disk.
+  // A safetensors file, in memory.
   std::vector<std::byte> save(uint32_t slot = 0) {
     return detail::sized<std::vector<std::byte>>([&](std::byte* dst, size_t cap, size_t* size) { return duet_state_save(handle(), slot, dst, cap, size); });
   }
+  // From one in memory, or an official state file's bytes. A failed load leaves the slot as it was.
   void load(uint32_t slot, std::span<const std::byte> file) { detail::check(duet_state_load(handle(), slot, file.data(), file.size())); }
+  // On disk, atomically, over an existing file.
   void save_file(uint32_t slot, const std::filesystem::path& path) {
     detail::check(duet_state_save_file(handle(), slot, detail::c_string(path.native(), "path")));
   }
+  // From disk; as load().
   void load_file(uint32_t slot, const std::filesystem::path& path) {
     detail::check(duet_state_load_file(handle(), slot, detail::c_string(path.native(), "path")));
   }
@@ -461,18 +485,21 @@ class State : public detail::Owner<duet_state, duet_state_free> {
 
 // ---- sampler --------------------------------------------------------------------------------------------------------
 
-struct SamplerOptions {  // the defaults are those of duet_sampler_options_default; every value is literal
-  uint32_t top_k = 0;
+// The defaults are those of duet_sampler_options_default; every value is literal.
+struct SamplerOptions {
+  uint32_t top_k = 0;     // 0 = no cut
   float temperature = 1;  // 0 = greedy
-  float top_p = 1, min_p = 0;
-  float presence = 0, frequency = 0, decay = 0.996f;
-  uint64_t seed = 0, sequence = 0;
+  float top_p = 1, min_p = 0;                         // 1 and 0 = no cut
+  float presence = 0, frequency = 0, decay = 0.996f;  // logit -= presence + count * frequency for tokens drawn before; counts *= decay each step
+  uint64_t seed = 0, sequence = 0;                    // the draws depend on them and on the number of tokens drawn alone
   std::vector<std::pair<int32_t, float>> bias = {};  // token, and what is added to its logit; -infinity bans it
   const Tokenizer* tokenizer = nullptr;              // digits and blanks then count 0; needed for the constructor only
 };
 
+// Draws tokens, and counts those drawn for its penalties.
 class Sampler : public detail::Owner<duet_sampler, duet_sampler_free> {
  public:
+  // As freshly reset.
   explicit Sampler(const SamplerOptions& options = {})
       : Owner(nullptr, [&](duet_sampler** out) {
           std::vector<int32_t> tokens;
@@ -496,6 +523,7 @@ class Sampler : public detail::Owner<duet_sampler, duet_sampler_free> {
     probs(logits, out);
     return out;
   }
+  // Into caller's memory of the same length.
   void probs(std::span<const float> logits, std::span<float> out) {
     detail::same_length(out.size(), logits.size(), "out");
     detail::check(duet_sampler_probs(handle(), logits.data(), detail::count(logits.size(), "logits"), out.data()));
@@ -506,30 +534,34 @@ class Sampler : public detail::Owner<duet_sampler, duet_sampler_free> {
     return token;
   }
   void accept(int32_t token) { detail::check(duet_sampler_accept(handle(), token)); }  // counts a token that was chosen elsewhere
-  void reset() { detail::check(duet_sampler_reset(handle())); }
+  void reset() { detail::check(duet_sampler_reset(handle())); }                        // as freshly created
 };
 
 // ---- session and generation -----------------------------------------------------------------------------------------
 
+// Options of Session.
 struct SessionOptions {
-  Mode mode = Mode::automatic;
-  uint32_t max_tokens = 0;  // of one pass; 0 = 512
+  Mode mode = Mode::automatic;  // fixed
+  uint32_t max_tokens = 0;      // of one pass; 0 = 512 on a CPU, 2048 on a GPU
 };
+// Tokens of several sequences.
 struct Batch {
   std::span<const int32_t> tokens = {};    // packed: those of sequence 0, then of sequence 1, ...
   std::span<const uint32_t> lengths = {};  // [n_seqs], their sum is the number of tokens; empty = one token each
   std::span<const uint32_t> slots = {};    // [n_seqs], distinct; empty = 0, 1, 2, ...
 };
+// What a forward computes besides the state.
 struct Outputs {
   bool all_rows = false;  // a row per token; else one per sequence that has tokens
-  bool logits = true;
+  bool logits = true;    // [rows,V]
   bool hidden = false;   // the last hidden state, after ln_out
   bool v_first = false;  // layer 0's value vector, always a row per token
 };
 // [n_rows, width], borrowed from the session until its next call that computes, or its end.
 struct Rows {
-  std::span<const float> data;
-  uint32_t n_rows = 0, width = 0;
+  std::span<const float> data;     // n_rows * width
+  uint32_t n_rows = 0, width = 0;  // width: V for logits, else C
+  // One row; Error with DUET_E_INVALID if there is no such.
   std::span<const float> operator[](uint32_t row) const {
     if (row >= n_rows) detail::invalid("row " + std::to_string(row) + " of an output with " + std::to_string(n_rows) + " rows");
     return data.subspan(size_t{row} * width, width);
@@ -542,9 +574,9 @@ class Cancel {
   Cancel() = default;
   Cancel(const Cancel&) = delete;
   Cancel& operator=(const Cancel&) = delete;
-  void request() noexcept { std::atomic_ref(flag_).store(1, std::memory_order_relaxed); }
-  void clear() noexcept { std::atomic_ref(flag_).store(0, std::memory_order_relaxed); }
-  bool requested() noexcept { return std::atomic_ref(flag_).load(std::memory_order_relaxed) != 0; }
+  void request() noexcept { std::atomic_ref(flag_).store(1, std::memory_order_relaxed); }           // stop
+  void clear() noexcept { std::atomic_ref(flag_).store(0, std::memory_order_relaxed); }             // go on, for the next call
+  bool requested() noexcept { return std::atomic_ref(flag_).load(std::memory_order_relaxed) != 0; }  // since the last clear()
 
  private:
   friend class Session;
@@ -552,17 +584,19 @@ class Cancel {
   alignas(std::atomic_ref<int32_t>::required_alignment) int32_t flag_ = 0;
 };
 
+// Options of Session::generate.
 struct GenerateOptions {
   uint32_t max_tokens = 256;             // new tokens; 0 = 256
   const Tokenizer* tokenizer = nullptr;  // needed for text
-  std::vector<int32_t> stops = {0};
-  std::vector<std::string> stop_texts = {};
+  std::vector<int32_t> stops = {0};      // tokens that end the text
+  std::vector<std::string> stop_texts = {};                 // texts that end it; UTF-8, not empty
   std::function<bool(int32_t token)> on_token = {};         // false stops
   std::function<bool(std::string_view text)> on_text = {};  // whole characters, never part of a stop text; false stops
-  const Cancel* cancel = nullptr;
+  const Cancel* cancel = nullptr;                           // needed for the call only
 };
+// What Session::generate did.
 struct GenerateResult {
-  Finish finish{};
+  Finish finish{};                   // why it ended
   uint64_t n_prompt = 0, n_new = 0;  // tokens read, tokens drawn (a stop token included)
   double prompt_s = 0, new_s = 0;    // seconds
   std::vector<int32_t> tokens;       // drawn, without a stop token. The slot has read all of them but the last, if no stop token came
@@ -572,6 +606,7 @@ struct GenerateResult {
 // Scratch memory, a queue and a mode. A state goes through sessions of both modes.
 class Session : public detail::Owner<duet_session, duet_session_free> {
  public:
+  // Scratch memory grows with the passes.
   explicit Session(const Model& model, const SessionOptions& options = {})
       : Owner(model.log_, [&](duet_session** out) {
           auto o = DUET_INIT(duet_session_options);
@@ -585,6 +620,7 @@ class Session : public detail::Owner<duet_session, duet_session_free> {
     const uint32_t length = detail::count(tokens.size(), "tokens");
     return forward(state, Batch{tokens, {&length, 1}, {&slot, 1}}, outputs);
   }
+  // Runs a batch, and returns its logits in the order of the batch.
   Rows forward(State& state, const Batch& batch, const Outputs& outputs = {}) {
     auto b = DUET_INIT(duet_batch);
     b.n_seqs = detail::count(batch.lengths.empty() ? batch.tokens.size() : batch.lengths.size(), "lengths");
@@ -604,8 +640,8 @@ class Session : public detail::Owner<duet_session, duet_session_free> {
   }
   // Outputs of the last forward; no rows where they were not asked for.
   Rows logits() { return rows(DUET_OUTPUT_LOGITS); }
-  Rows hidden() { return rows(DUET_OUTPUT_HIDDEN); }
-  Rows v_first() { return rows(DUET_OUTPUT_V_FIRST); }
+  Rows hidden() { return rows(DUET_OUTPUT_HIDDEN); }    // as logits()
+  Rows v_first() { return rows(DUET_OUTPUT_V_FIRST); }  // as logits()
 
   // [n-1]: -log p(tokens[t+1] | state, tokens[0..t]), natural log. Advances the slot by all n tokens.
   std::vector<double> score(State& state, std::span<const int32_t> tokens, uint32_t slot = 0) {

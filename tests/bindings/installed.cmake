@@ -1,4 +1,5 @@
-# Installs the build tree, moves the result, and chats in C++, Rust and Go (built against it) and in Python, by nothing but what is in it.
+# Installs the build tree, moves the result, and chats in C (built with CMake and by pkg-config), C++, Rust and Go (built against
+# it) and in Python, by nothing but what is in it.
 # -DBUILD= build tree, -DSOURCE= source tree, -DFOLDER= of this test, -DFLAGS= compiler flags, -DGENERATOR=, -DPYTHON=, -DCARGO= and -DGO= or empty
 function(run)
   execute_process(COMMAND ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
@@ -22,10 +23,19 @@ file(RENAME ${FOLDER}/first ${FOLDER}/moved)
 set(prefix ${FOLDER}/moved)
 file(WRITE ${FOLDER}/typed "Once upon a time\n")
 
-file(COPY ${SOURCE}/sdk/cpp/examples DESTINATION ${FOLDER})
-run(${CMAKE_COMMAND} -G ${GENERATOR} -S ${FOLDER}/examples -B ${FOLDER}/build "-DCMAKE_CXX_FLAGS=${FLAGS} -Wall -Wextra -Wpedantic -Werror" -DCMAKE_PREFIX_PATH=${prefix})
-run(${CMAKE_COMMAND} --build ${FOLDER}/build)
-chat(${FOLDER}/build/chat)
+foreach(language c cpp)
+  file(COPY ${SOURCE}/sdk/${language}/examples DESTINATION ${FOLDER}/${language})
+  run(${CMAKE_COMMAND} -G ${GENERATOR} -S ${FOLDER}/${language}/examples -B ${FOLDER}/${language}/build "-DCMAKE_C_FLAGS=${FLAGS} -std=c99 -Wall -Wextra -Wpedantic -Werror"
+    "-DCMAKE_CXX_FLAGS=${FLAGS} -Wall -Wextra -Wpedantic -Werror" -DCMAKE_PREFIX_PATH=${prefix})
+  run(${CMAKE_COMMAND} --build ${FOLDER}/${language}/build)
+  chat(${FOLDER}/${language}/build/chat)
+endforeach()
+file(GLOB_RECURSE pc ${prefix}/duet.pc)
+get_filename_component(pc ${pc} DIRECTORY)
+set(ENV{PKG_CONFIG_PATH} ${pc})
+set(ENV{LD_LIBRARY_PATH} ${pc}/..)
+run(sh -c "cc -std=c99 ${FLAGS} ${FOLDER}/c/examples/chat.c $(pkg-config --cflags --libs duet) -o ${FOLDER}/c/chat")
+chat(${FOLDER}/c/chat)
 if(PYTHON)
   chat(${CMAKE_COMMAND} -E env PYTHONPATH=${prefix}/share/duet/python ${PYTHON} ${SOURCE}/sdk/python/examples/chat.py)
 endif()

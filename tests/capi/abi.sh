@@ -8,7 +8,7 @@ plugins=("${@:7}")
 includes=(-I"$source/api" -I"$source/sdk/include")
 mkdir -p "$folder"
 
-exports() { nm -D --defined-only "$1" | awk '$2 ~ /[A-Zi]/ && $3 !~ /^(__asan|__odr_asan|__ubsan|__tsan|__sanitizer|_init$|_fini$)/ { print $3 }' | sort; }
+exports() { nm -D --defined-only "$1" | awk '$2 ~ /[A-Ziu]/ && $3 !~ /^(__asan|__odr_asan|__ubsan|__tsan|__sanitizer|_init$|_fini$)/ { print $3 }' | sort; }
 
 # A plugin that holds no more than the headers make of it, and knows the type of each function of the library.
 {

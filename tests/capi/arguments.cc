@@ -70,26 +70,69 @@ TEST_CASE("every pointer argument NULL") {
   CHECK(p == nullptr);
 }
 
-TEST_CASE("struct sizes: 0, too small, larger with zero and with other tail") {
-  World w;
-  struct Larger {
-    duet_session_options o;
-    char tail[64];
-  } larger{};
-  larger.o.size = sizeof larger;
-  duet_session* x = nullptr;
-  check(duet_session_create(w.m.get(), &larger.o, &x));
-  duet_session_free(x);
-  larger.tail[40] = 1;
-  refused(duet_session_create(w.m.get(), &larger.o, &x), DUET_E_ABI, "does not know");
-  for (const uint32_t size : {0u, 4u, 0xffffffffu, 1u << 20}) {
-    auto o = DUET_INIT(duet_session_options);
-    o.size = size;
-    refused(duet_session_create(w.m.get(), &o, &x), DUET_E_ABI, "size");
-    auto info = DUET_INIT(duet_model_info);
-    info.size = size;
-    refused(duet_model_get(w.m.get(), &info), DUET_E_ABI, "size");
+namespace {
+
+// A struct of a later version: zero beyond what we know, unless something is set there.
+template <class T>
+struct Later {
+  T known;
+  unsigned char tail[64] = {};
+};
+
+enum Direction { in, out };
+
+// Calls with structs of every wrong size and of a later version; `call` gives the status.
+template <class T, class Call>
+void sizes(Direction direction, T good, Call call) {
+  for (const uint32_t size : {0u, 4u, 4097u, 0x7fffffffu, 0xffffffffu}) {
+    T wrong = good;
+    wrong.size = size;
+    refused(call(&wrong), DUET_E_ABI, "size");
   }
+  Later<T> later{good};
+  later.known.size = sizeof later;
+  CHECK(call(&later.known) != DUET_E_ABI);
+  later.tail[40] = 1;
+  if (direction == in) return refused(call(&later.known), DUET_E_ABI, "does not know");
+  CHECK(call(&later.known) == DUET_OK);
+  CHECK(later.known.size == sizeof later);  // the library writes what it knows
+  CHECK(later.tail[40] == 1);
+}
+
+}  // namespace
+
+TEST_CASE("the size of every struct is checked, and a later version's zeros are fine") {
+  World w;
+  const std::string path = golden::path("tiny.pth"), made = std::string(DUET_BUILD) + "/sizes.safetensors";
+  const int32_t token = 1;
+  const auto freed = [](duet_status s, auto* object, auto* release) { return release(object), s; };
+  sizes(in, DUET_INIT(duet_library_options), [&](auto* o) { duet_library* l = nullptr; const duet_status s = duet_library_create(o, &l); return freed(s, l, duet_library_free); });
+  sizes(out, DUET_INIT(duet_device_info), [&](auto* i) { return duet_device_get(w.lib.get(), 0, i); });
+  auto convert = DUET_INIT(duet_convert_options);
+  convert.overwrite = 1;
+  sizes(in, convert, [&](auto* o) { return duet_file_convert(w.lib.get(), path.c_str(), made.c_str(), o); });
+  auto init = DUET_INIT(duet_init_options);
+  init.n_layer = 1, init.n_embd = 64, init.n_vocab = 16, init.overwrite = 1;
+  sizes(in, init, [&](auto* o) { return duet_file_init(w.lib.get(), made.c_str(), o); });
+  std::remove(made.c_str());
+  auto mo = DUET_INIT(duet_model_options);
+  mo.device = "reference";
+  sizes(in, mo, [&](auto* o) { duet_model* m = nullptr; const duet_status s = duet_model_load(w.lib.get(), path.c_str(), o, &m); return freed(s, m, duet_model_free); });
+  auto random = DUET_INIT(duet_random_options);
+  random.shape = "no such shape";
+  sizes(in, random, [&](auto* o) { duet_model* m = nullptr; const duet_status s = duet_model_random(w.lib.get(), o, nullptr, &m); return freed(s, m, duet_model_free); });
+  sizes(out, DUET_INIT(duet_model_info), [&](auto* i) { return duet_model_get(w.m.get(), i); });
+  sizes(in, DUET_INIT(duet_state_options), [&](auto* o) { duet_state* s = nullptr; const duet_status r = duet_state_create(w.m.get(), 1, o, &s); return freed(r, s, duet_state_free); });
+  sizes(in, DUET_INIT(duet_session_options), [&](auto* o) { duet_session* x = nullptr; const duet_status s = duet_session_create(w.m.get(), o, &x); return freed(s, x, duet_session_free); });
+  sizes(in, DUET_INIT(duet_batch), [&](auto* b) { return duet_forward(w.x.get(), w.s.get(), b); });
+  auto so = DUET_INIT(duet_sampler_options);
+  check(duet_sampler_options_default(&so));
+  sizes(in, so, [&](auto* o) { duet_sampler* p = nullptr; const duet_status s = duet_sampler_create(o, &p); return freed(s, p, duet_sampler_free); });
+  sizes(out, so, [&](auto* o) { return duet_sampler_options_default(o); });
+  auto go = DUET_INIT(duet_generate_options);
+  go.max_tokens = 1;
+  sizes(in, go, [&](auto* o) { return duet_generate(w.x.get(), w.s.get(), 0, w.p.get(), &token, 1, o, nullptr); });
+  sizes(in, DUET_INIT(duet_generate_result), [&](auto* r) { return duet_generate(w.x.get(), w.s.get(), 0, w.p.get(), &token, 1, &go, r); });
 }
 
 TEST_CASE("numbers out of range") {

@@ -1,54 +1,12 @@
 // Memory that runs out at any allocation, once or for good: an error, nothing lost, and the next attempt works. A program of
 // its own, because it replaces operator new, for the library too.
-#include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 
 #include "support/api.h"
+#include "support/failing_new.h"
 #include "support/golden.h"
 
 using namespace api;
-
-namespace {
-
-// Only the test's own thread allocates while this counts: the library has one thread.
-int64_t g_until = -1;  // allocations until one fails; negative: none does
-bool g_for_good = false;
-int64_t g_live = 0, g_failed = 0;
-
-void* allocate(std::size_t n) noexcept {
-  if (g_until == 0) {
-    ++g_failed;
-    if (!g_for_good) g_until = -1;
-    return nullptr;
-  }
-  if (g_until > 0) --g_until;
-  void* p = std::malloc(n > 0 ? n : 1);
-  if (p != nullptr) ++g_live;
-  return p;
-}
-
-void release(void* p) noexcept {
-  if (p != nullptr) --g_live;
-  std::free(p);
-}
-
-}  // namespace
-
-void* operator new(std::size_t n) {
-  if (void* p = allocate(n)) return p;
-  throw std::bad_alloc();
-}
-// Who asks for this form does without: sorting, for one. Such a failure is none of the call.
-void* operator new(std::size_t n, const std::nothrow_t&) noexcept {
-  void* p = std::malloc(n > 0 ? n : 1);
-  if (p != nullptr) ++g_live;
-  return p;
-}
-void operator delete(void* p) noexcept { release(p); }
-void operator delete(void* p, std::size_t) noexcept { release(p); }
-void operator delete(void* p, const std::nothrow_t&) noexcept { release(p); }
 
 namespace {
 

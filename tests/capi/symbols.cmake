@@ -3,7 +3,7 @@ execute_process(COMMAND ${NM} -D --defined-only ${LIBRARY} OUTPUT_VARIABLE symbo
 if(failed)
   message(FATAL_ERROR "cannot read ${LIBRARY}")
 endif()
-string(REGEX MATCHALL "[TWBDRV] [A-Za-z_0-9]+" exported "${symbols}")
+string(REGEX MATCHALL "[A-Zviwu] [A-Za-z_0-9]+" exported "${symbols}")
 list(TRANSFORM exported REPLACE "^. " "")
 list(FILTER exported EXCLUDE REGEX "^(__asan|__odr_asan|__ubsan|__tsan|__sanitizer|_init$|_fini$)")
 file(READ ${HEADER} text)

@@ -1,6 +1,7 @@
 // Where plugins are looked for, where never, and who may have put them there.
 #include "plugin/discover.h"
 
+#include <sys/auxv.h>
 #include <unistd.h>
 
 #include "base/environment.h"
@@ -171,6 +172,23 @@ TEST_CASE("plugins planted in the working directory, in $HOME and on LD_LIBRARY_
   const std::string command = "cd '" + scene.folder() + "' && '" + program + "' 'the default search takes nothing from the working directory' >/dev/null";
   CHECK(std::system(command.c_str()) == 0);
   CHECK(scene.canary().empty());
+}
+
+TEST_CASE("a program with raised privileges takes nothing from its environment") {
+  if (::geteuid() != 0 || DUETP_SANITIZER != 0) return;  // only root can make one; the sanitizer's leak check does not run in one
+  const Scene scene;
+  const std::string program = scene.write("raised", slurp("/proc/self/exe"));
+  REQUIRE(::chown(program.c_str(), 65534, 65534) == 0);
+  REQUIRE(::chmod(program.c_str(), 04755) == 0);
+  CHECK(std::system(("DUET_PLUGIN_PATH=/x '" + program + "' '[raised]' >/dev/null").c_str()) == 0);
+}
+TEST_CASE("what such a program sees", "[.][raised]") {
+  if (::getauxval(AT_SECURE) == 0) {
+    WARN("the file system knows no raised privileges");
+    return;
+  }
+  CHECK(environment("DUET_PLUGIN_PATH").empty());
+  CHECK(::getenv("DUET_PLUGIN_PATH") != nullptr);
 }
 
 TEST_CASE("where this build is, and where its data would be") {

@@ -14,7 +14,7 @@ enum Way {
   missing_dependency, query_null, query_throws, table_major, small_table, null_slot,     // refused by what they say
   bad_id, other_id, open_fails, open_mute, open_throws, open_odd, zero_devices, zero_silent, many_devices, info_throws, no_device,
   small_device, no_ops, no_stage, not_visible, partial_memory, no_rung, misaligned, partial_record, record_claim,
-  refuses, stage_throws                                                                  // taken, and then
+  refuses, stage_fails, stage_throws, stage_aborts                                       // taken, and then
 };
 constexpr Way way = FAKE;
 
@@ -50,7 +50,9 @@ constexpr auto ok = [](auto...) { return duet_status{DUET_OK}; };
 constexpr auto nothing = [](auto...) {};
 
 duet_status norm_gate(void*, duetp_queue*, const duetp_stage*) {
+  if (way == stage_fails) return host->fail(host->self, DUET_E_LIMIT, "no more than three heads");
   if (way == stage_throws) throw std::runtime_error("a stage went wrong");
+  if (way == stage_aborts) std::abort();
   return DUET_OK;
 }
 

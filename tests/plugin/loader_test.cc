@@ -27,7 +27,9 @@ const Case kCases[] = {
     {"newer_minor", true, "", "1.7"},
     {"step_only", true, ""},
     {"refuses", true, ""},
+    {"stage_fails", true, ""},
     {"stage_throws", true, ""},
+    {"stage_aborts", true, ""},
 
     {"no_note", false, "no plugin of Duet"},
     {"wrong_major", false, "made for plugin ABI 2.0, this Duet speaks 1.0"},

@@ -171,6 +171,26 @@ class ThreadTest(TinyTest):
             os._exit(2)
         self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 0)
 
+    def test_a_child_forked_in_the_middle_of_a_generation_can_begin_anew(self):
+        codes = []
+
+        def on_token(token):
+            child = os.fork()
+            if child == 0:
+                try:
+                    self.model.state()
+                except duet.Error as error:
+                    model = duet.Library(n_threads=1).load(TINY, device="reference")
+                    well = model.session().forward(model.state(), [1]).shape == (1, 256)
+                    os._exit(0 if well and error.status == duet.Status.DEVICE else 1)
+                os._exit(2)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            result = self.session.generate(self.state, self.sampler, [0], stops=[], max_tokens=2, on_token=on_token)
+        self.assertEqual((codes, result.n_new), ([0, 0], 2))
+
 
 if __name__ == "__main__":
     unittest.main()
