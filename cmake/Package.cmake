@@ -4,6 +4,7 @@
 # library       libduet0            libduet.so.0, the World vocabulary, licences
 # dev           libduet-dev         headers, CMake and pkg-config files, duet-conform, the Python package, Rust and Go sources
 # command       duet                the command, the bundled model
+# layers        duet-layers         the interposing layers
 # backend_cpu   duet-backend-cpu    the plugin; likewise each other backend of the build
 set(CPACK_PACKAGE_NAME duet)
 set(CPACK_PACKAGE_VENDOR "the Duet authors")
@@ -14,7 +15,7 @@ set(CPACK_PACKAGE_FILE_NAME duet-${PROJECT_VERSION}-${CMAKE_SYSTEM_NAME}-${CMAKE
 set(CPACK_GENERATOR TGZ DEB)
 set(CPACK_STRIP_FILES ON)
 set(CPACK_VERBATIM_VARIABLES ON)
-set(CPACK_COMPONENTS_ALL library dev)
+set(CPACK_COMPONENTS_ALL library dev layers)
 # Duet takes no plugin from a folder that others could change, and umask must not make one.
 set(CPACK_INSTALL_DEFAULT_DIRECTORY_PERMISSIONS OWNER_READ OWNER_WRITE OWNER_EXECUTE GROUP_READ GROUP_EXECUTE WORLD_READ WORLD_EXECUTE)
 
@@ -39,6 +40,10 @@ set(CPACK_DEBIAN_DEV_PACKAGE_NAME libduet-dev)
 set(CPACK_DEBIAN_DEV_PACKAGE_SECTION libdevel)
 set(CPACK_DEBIAN_DEV_PACKAGE_DEPENDS "libduet0 ${same}")
 set(CPACK_COMPONENT_DEV_DESCRIPTION "Headers of the library and of its plugins, files for CMake and pkg-config, the Python package, the sources of the Rust and Go bindings, and duet-conform, which checks plugins.")
+
+set(CPACK_DEBIAN_LAYERS_PACKAGE_NAME duet-layers)
+set(CPACK_DEBIAN_LAYERS_PACKAGE_DEPENDS libduet0)
+set(CPACK_COMPONENT_LAYERS_DESCRIPTION "Interposing layers, plugins of the library: validate, trace and canary.")
 
 if(DUET_APPS)
   list(APPEND CPACK_COMPONENTS_ALL command)

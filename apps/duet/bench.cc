@@ -205,7 +205,7 @@ void run_bench(const Arguments& arguments) {
       .number<uint32_t>("gen-tokens", "N", w.gen_tokens, 1, 1u << 24, "steps of each generation (default: 64)")
       .number<uint32_t>("repeat", "N", w.repeat, 1, 1000, "measure N times and take the median (default: 3)");
   options.section("Run");
-  library_options.declare(options);
+  library_options.declare_with_layers(options);
   options.flag("json", w.json, "the figures as JSON");
   if (!options.parse(arguments)) return;
   options.exclude("model", "shape");

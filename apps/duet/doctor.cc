@@ -21,7 +21,7 @@ std::string field(const Json& object, const char* name) {
 
 Json environment() {
   Json out = Json::object();
-  for (const char* name : {"DUET_BACKEND", "DUET_PLUGIN_PATH", "DUET_PLUGIN_ADD"}) {
+  for (const char* name : {"DUET_BACKEND", "DUET_PLUGIN_PATH", "DUET_PLUGIN_ADD", "DUET_LAYERS"}) {
     const char* value = std::getenv(name);
     out[name] = value == nullptr ? Json() : Json(value);
   }
@@ -38,6 +38,7 @@ std::string as_text(const Json& report, const Json& variables, const std::string
     for (const char* name : {"reason", "version", "abi"}) {
       if (const std::string value = field(plugin, name); !value.empty()) out += fmt::format("           {:<8} {}\n", name, value);
     }
+    if (plugin.value("layer", false)) out += fmt::format("           {:<8} --layers {}\n", "layer", field(plugin, "id"));
     for (const Json& device : plugin.value("devices", Json::array())) out += fmt::format("           {:<8} {}  {}\n", "device", field(device, "spec"), field(device, "name"));
   }
   return out;

@@ -90,7 +90,7 @@ void run_eval(const Arguments& arguments) {
       .file("text", "FILE", text_file, "the documents")
       .number<uint32_t>("max-tokens", "N", max_tokens, 2, 1u << 24, "tokens of a document that are read, token 0 included (default: 1024)");
   options.section("Run").mode(mode, "auto, parallel or recurrent (default: auto)");
-  library_options.declare(options);
+  library_options.declare_with_layers(options);
   options.flag("json", json, "the result as JSON");
   if (!options.parse(arguments)) return;
   options.require("text");

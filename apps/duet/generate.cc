@@ -128,7 +128,7 @@ void run_generate(const Arguments& arguments) {
       .number<float>("penalty-decay", "X", w.decay, 0, 1, "the counts shrink by this factor at each token (default: 0.996)")
       .number<uint64_t>("seed", "S", w.seed, 0, UINT64_MAX, "the same seed gives the same text (default: 0)");
   options.section("Run");
-  library_options.declare(options);
+  library_options.declare_with_layers(options);
   options.flag("json", w.json, "the statistics as one line of JSON");
   if (!options.parse(arguments)) return;
   options.exclude("prompt", "prompt-file");

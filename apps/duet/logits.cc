@@ -67,7 +67,7 @@ void run_logits(const Arguments& arguments) {
   options.section("Run")
       .mode(mode, "auto, parallel or recurrent (default: auto)")
       .number<uint32_t>("chunk", "N", chunk, 1, 1u << 30, "feed the tokens in pieces of N through one state (default: all at once)");
-  library_options.declare(options);
+  library_options.declare_with_layers(options);
   if (!options.parse(arguments)) return;
   options.exclude("tokens", "tokens-file");
   if (!options.given("tokens") && !options.given("tokens-file")) throw Usage("--tokens or --tokens-file is missing");

@@ -38,7 +38,7 @@ std::string overview() {
          "\n  duet SUBCOMMAND --help, duet help SUBCOMMAND   its options\n"
          "  duet --version                                 the version\n"
          "\nExit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n"
-         "Environment: DUET_BACKEND chooses the backend, DUET_PLUGIN_PATH replaces the search for plugins, NO_COLOR turns colours off.\n";
+         "Environment: DUET_BACKEND chooses the backend, DUET_PLUGIN_PATH replaces the search for plugins, DUET_LAYERS puts\n             layers around the backend, NO_COLOR turns colours off.\n";
 }
 
 const Subcommand& find(const std::string& name) {

@@ -16,10 +16,16 @@ void LibraryOptions::declare(Options& options) {
       .flag("quiet", quiet, "no progress, statistics or warnings on standard error");
 }
 
+void LibraryOptions::declare_with_layers(Options& options) {
+  declare(options);
+  options.text("layers", "NAME,..", layers, "interposing layers around the backend, the first outermost: validate, trace, canary (default: DUET_LAYERS)");
+}
+
 Library LibraryOptions::open() const {
   auto o = DUET_INIT(duet_library_options);
   o.n_threads = threads;
   o.plugin_path = plugin_path.empty() ? nullptr : plugin_path.c_str();
+  o.layers = layers.empty() ? nullptr : layers.c_str();
   o.log_level = quiet ? DUET_LOG_ERROR : DUET_LOG_WARNING;
   return make<Library>(duet_library_create, &o);
 }

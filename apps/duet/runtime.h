@@ -13,9 +13,10 @@ namespace duet {
 
 struct LibraryOptions {
   uint32_t threads = 0;
-  std::string plugin_path;
+  std::string plugin_path, layers;
   bool quiet = false;
   void declare(Options& options);  // --threads --plugin-path --quiet
+  void declare_with_layers(Options& options);  // and --layers, where a model runs
   Library open() const;
 };
 

@@ -23,6 +23,8 @@ class Log {
   template <class... A>
   void error(fmt::format_string<A...> f, A&&... a) const { write(DUET_LOG_ERROR, f, std::forward<A>(a)...); }
 
+  // The same sink, with infos too if it shows warnings.
+  Log with_infos() const { return {sink_, user_, level_ == DUET_LOG_WARNING ? int32_t{DUET_LOG_INFO} : level_}; }
   void message(int32_t level, const char* text) const noexcept;  // [any-thread]
 
  private:

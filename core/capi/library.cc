@@ -1,4 +1,5 @@
 // duet.h sections 1 and 2: library and device.
+#include <cstddef>
 #include <cstring>
 
 #include "base/environment.h"
@@ -68,11 +69,11 @@ const char* duet_last_error(void) { return last_error; }
 duet_status duet_library_create(const duet_library_options* options, duet_library** out_library) {
   return guard([&] {
     require(out_library, "out_library");
-    const auto o = read_struct(options, "options");
+    const auto o = read_struct(options, "options", offsetof(duet_library_options, layers));
     if (o.n_threads > 256) fail(DUET_E_LIMIT, "n_threads is {}; at most 256", o.n_threads);
     if (o.log_level < 0 || o.log_level > DUET_LOG_OFF) fail(DUET_E_INVALID, "log_level is {}; it is one of DUET_LOG_*, or 0", o.log_level);
     *out_library = new_handle<duet_library>(std::make_shared<Library>(Log(o.log, o.log_user, o.log_level), o.n_threads,
-                                                                      RegistryOptions{text_argument(o.plugin_path, "plugin_path")}));
+                                                                      RegistryOptions{text_argument(o.plugin_path, "plugin_path"), text_argument(o.layers, "layers", 1024)}));
   });
 }
 

@@ -6,34 +6,17 @@
 #include "base/error.h"
 #include "plugin/elf_note.h"
 #include "plugin/host.h"
+#include "plugin/slots.h"
 
 namespace duet {
 namespace {
 
 constexpr size_t kAlignment = 64;
 
-// Calls f(name, slot) for each memory slot of one table, or f(name, slot, slot of another) for two.
-template <class F, class... Table>
-void for_memory_slots(F&& f, Table&... t) {
-  f("buffer_new", t.buffer_new...), f("buffer_free", t.buffer_free...), f("buffer_ptr", t.buffer_ptr...);
-  f("upload", t.upload...), f("download", t.download...), f("copy", t.copy...);
-  f("layer_new", t.layer_new...), f("layer_export", t.layer_export...), f("layer_free", t.layer_free...);
-  f("queue_new", t.queue_new...), f("queue_wait", t.queue_wait...), f("queue_free", t.queue_free...);
-  f("state_new", t.state_new...), f("state_copy", t.state_copy...), f("state_export", t.state_export...);
-  f("state_import", t.state_import...), f("state_free", t.state_free...);
-}
-
-// f(stage of the device, slot of the ops)
-template <class F>
-void for_stages(Device& d, const duetp_ops& ops, F&& f) {
-  f(d.embed, ops.embed), f(d.shift_mix, ops.shift_mix), f(d.linear, ops.linear), f(d.lowrank, ops.lowrank), f(d.wkv_prepare, ops.wkv_prepare);
-  f(d.wkv, ops.wkv), f(d.norm_gate, ops.norm_gate), f(d.channel_mix, ops.channel_mix), f(d.head, ops.head);
-}
-
 // True if all memory slots are filled, false if none is.
 bool has_memory(const duetp_device& t, const std::string& who) {
   const char *given = nullptr, *missing = nullptr;
-  for_memory_slots([&](const char* name, auto slot) { (slot ? given : missing) = name; }, t);
+  for_memory_slots([&]<auto slot>(const char* name) { (t.*slot ? given : missing) = name; });
   if (given && missing) fail(DUET_E_ABI, "{}: provides {} but not {}; the memory slots come all together or not at all", who, given, missing);
   return given != nullptr;
 }
@@ -71,16 +54,17 @@ Device absorb(const duetp_device& theirs, const duetp_device_info& info, const s
   d.layers = ops.layers;
   d.step = ops.step;
   int n_stages = 0, n_all = 0;
-  for_stages(d, ops, [&](Device::Stage& stage, duetp_stage_fn fn) {
+  for_stages([&]<auto stage, auto slot>(const char*) {
     ++n_all;
-    if (fn) stage = {fn, d.table.self}, ++n_stages;
+    if (ops.*slot) d.*stage = {ops.*slot, d.table.self}, ++n_stages;
   });
 
+  d.own_stages = n_stages == n_all;
   const bool memory = has_memory(d.table, who);
   check_recording(d.table, info.caps, memory, who);
   if (memory) {
     d.memory_self = d.table.self;
-    if (n_stages < n_all && !d.step && !(d.layers && ops.embed && ops.head))
+    if (!d.own_stages && !d.step && !(d.layers && ops.embed && ops.head))
       fail(DUET_E_ABI, "{}: implements no rung of the ladder: all nine stages (it has {}), or layers with embed and head, or step", who, n_stages);
     if (d.has(DUETP_CAP_HOST_VISIBLE)) check_alignment(d, who);
     return d;
@@ -88,15 +72,11 @@ Device absorb(const duetp_device& theirs, const duetp_device_info& info, const s
   if (!d.has(DUETP_CAP_HOST_VISIBLE)) fail(DUET_E_ABI, "{}: leaves the memory slots empty without DUETP_CAP_HOST_VISIBLE", who);
   if (n_stages == 0 && !d.layers && !d.step) fail(DUET_E_ABI, "{}: implements no stage at all", who);
   if (reference == nullptr) fail(DUET_E_INTERNAL, "{}: the reference must have memory of its own", who);
-  for_memory_slots([](const char*, auto& to, const auto& from) { to = from; }, d.table, reference->table);
+  for_memory_slots([&]<auto slot>(const char*) { d.table.*slot = reference->table.*slot; });
   d.memory_self = reference->memory_self;
   d.info.caps |= DUETP_CAP_BORROWS_WEIGHTS;  // as the reference's layers do
-  Device filler = *reference;
-  Device::Stage* const from[] = {&filler.embed, &filler.shift_mix, &filler.linear, &filler.lowrank, &filler.wkv_prepare, &filler.wkv, &filler.norm_gate, &filler.channel_mix, &filler.head};
-  size_t i = 0;
-  for_stages(d, ops, [&](Device::Stage& stage, duetp_stage_fn fn) {
-    if (!fn) stage = *from[i];
-    ++i;
+  for_stages([&]<auto stage, auto slot>(const char*) {
+    if (!(d.*stage).fn) d.*stage = reference->*stage;
   });
   return d;
 }

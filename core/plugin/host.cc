@@ -5,8 +5,11 @@
 #include <utility>
 
 #include "base/environment.h"
+#include "duet_interpose.h"
 #include "plugin/manifest.h"
 #include "plugin/registry.h"
+
+extern "C" const duetp_plugin duet_reference_plugin;  // backends/reference: compiled in
 
 namespace duet {
 namespace {
@@ -62,7 +65,9 @@ Host::Host(std::string id, Team& team, const Log& log) : id_(std::move(id)), tea
   table_.team_size = [](void* self) { return static_cast<Host*>(self)->team_.size(); };
   table_.team = [](void* self, void (*fn)(void*, uint32_t, uint32_t), void* ctx) { static_cast<Host*>(self)->team_.run(fn, ctx); };
   table_.barrier = [](void* self) { static_cast<Host*>(self)->team_.barrier(); };
-  table_.extension = [](void*, const char*) -> const void* { return nullptr; };
+  table_.extension = [](void*, const char* id) -> const void* {
+    return id && std::strcmp(id, DUETP_EXT_REFERENCE) == 0 ? &duet_reference_plugin : nullptr;
+  };
 }
 
 const char* Host::option(const std::string& key) {

@@ -18,13 +18,15 @@ class Host {
   Host(const Host&) = delete;
   Host& operator=(const Host&) = delete;
   const duetp_host* table() const { return &table_; }
+  // From now on its infos are shown where warnings are: it is there because somebody asked for what it has to say.
+  void be_heard() { log_ = log_.with_infos(); }
 
  private:
   const char* option(const std::string& key);  // DUET_<ID>_<KEY> of the environment
 
   std::string id_;
   Team& team_;
-  const Log& log_;
+  Log log_;
   duetp_host table_{};
   std::mutex mutex_;
   std::map<std::string, std::string> options_;

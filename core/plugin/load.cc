@@ -107,4 +107,8 @@ const duetp_device* OpenPlugin::open_device(uint32_t index) const {
   return device;
 }
 
+const void* OpenPlugin::extension(const char* id) const {
+  return table_.extension ? call_plugin(path_, "extension", [&] { return table_.extension(self_, id); }) : nullptr;
+}
+
 }  // namespace duet

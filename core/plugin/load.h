@@ -26,8 +26,11 @@ class OpenPlugin {
   uint32_t device_count() const;  // at least 1, or DUET_E_UNSUPPORTED with the plugin's reason
   duetp_device_info device_info(uint32_t index) const;
   const duetp_device* open_device(uint32_t index) const;
+  const void* extension(const char* id) const;  // NULL if it has none
+  void* self() const { return self_; }
+  Host& host() { return host_; }
   const std::string& path() const { return path_; }
-  const char* id() const { return table_.id; }
+  std::string id() const { return table_.id; }
 
  private:
   duetp_plugin table_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <map>
 #include <mutex>
 
 #include "base/environment.h"
@@ -10,6 +11,7 @@
 #include "plugin/absorb.h"
 #include "plugin/discover.h"
 #include "plugin/elf_note.h"
+#include "plugin/interpose.h"
 #include "plugin/load.h"
 #include "plugin/manifest.h"
 #include "plugin/permissions.h"
@@ -26,7 +28,7 @@ using DevicePointer = std::shared_ptr<const Device>;
 struct Considered {
   std::string id, path, reason, version, abi;
   duet_status code = DUET_OK;  // why it was not taken
-  bool taken = false;
+  bool taken = false, layer = false;
   std::vector<DevicePointer> devices;
 };
 
@@ -38,6 +40,19 @@ void close_device(const duetp_device& d) {
 }
 
 bool is_reference(const Device& d) { return d.plugin == "built in"; }
+
+// "validate,trace", the first outermost
+std::vector<std::string> parse_layers(const std::string& text) {
+  std::vector<std::string> ids;
+  for (size_t at = 0; !text.empty() && at <= text.size();) {
+    const size_t comma = std::min(text.find(',', at), text.size());
+    ids.push_back(text.substr(at, comma - at));
+    if (!is_plugin_id(ids.back())) fail(DUET_E_INVALID, "layers \"{}\": expected NAME or NAME,NAME..., such as validate,trace", printable(text));
+    if (std::count(ids.begin(), ids.end(), ids.back()) > 1) fail(DUET_E_INVALID, "layers \"{}\": {} stands twice", text, ids.back());
+    at = comma + 1;
+  }
+  return ids;
+}
 
 // "cpu", "cpu:1"
 struct Spec {
@@ -65,6 +80,9 @@ struct Registry::Impl {
   std::once_flag opened;
   std::vector<std::unique_ptr<OpenPlugin>> plugins;  // in the order of opening; the reference first
   std::vector<DevicePointer> in_order, ranked;
+  std::vector<Interposer> layers;  // of `plugins`
+  std::mutex wrapping;
+  std::map<DevicePointer, DevicePointer> wrapped;  // a device -> the same with the layers around it
   std::vector<Considered> considered;
 
   Impl(RegistryOptions o, Team& t, const Log& l) : options(std::move(o)), team(t), log(l) {}
@@ -76,11 +94,16 @@ struct Registry::Impl {
   void refuse_repetition(const std::string& id, const std::string& path) const;
   void open_plugin(const duetp_plugin& table, Considered& c);
   DevicePointer find(const Spec& spec) const;
-  DevicePointer best(const duetp_shape* shape, duet_dtype weights) const;
+  const Interposer& layer(const std::string& id) const;
+  std::vector<const Interposer*> wanted_layers() const;
+  DevicePointer with_layers(const DevicePointer& device, const std::vector<const Interposer*>& wanted);
+  DevicePointer best(const duetp_shape* shape, duet_dtype weights, const std::vector<const Interposer*>& wanted);
   std::string inventory() const;
 };
 
 void Registry::Impl::close_all() noexcept {
+  wrapped.clear();
+  layers.clear();
   for (auto d = in_order.rbegin(); d != in_order.rend(); ++d) close_device((*d)->table);
   ranked.clear();
   in_order.clear();
@@ -157,9 +180,16 @@ void Registry::Impl::open_plugin(const duetp_plugin& table, Considered& c) {
   c.version = printable(table.version);
   c.abi = fmt::format("{}.{}", table.abi >> 16, table.abi & 0xffff);
   auto plugin = std::make_unique<OpenPlugin>(table, c.path, team, log);
+  plugins.reserve(plugins.size() + 1);  // so that nothing can fail between opening a device and keeping it
+  if (const auto layer = interposer_of(*plugin)) {
+    layers.push_back(*layer);
+    plugin->host().be_heard();
+    plugins.push_back(std::move(plugin));
+    c.layer = c.taken = true;
+    return;
+  }
   const Device* reference = in_order.empty() ? nullptr : in_order.front().get();
   const uint32_t n = plugin->device_count();
-  plugins.reserve(plugins.size() + 1);  // so that nothing can fail between opening a device and keeping it
   in_order.reserve(in_order.size() + n);
   duet_status code = DUET_OK;
   for (uint32_t i = 0; i < n; ++i) {
@@ -204,12 +234,46 @@ DevicePointer Registry::Impl::find(const Spec& spec) const {
   fail(DUET_E_NOT_FOUND, "there is no backend {}; {}", wanted, inventory());
 }
 
-DevicePointer Registry::Impl::best(const duetp_shape* shape, duet_dtype weights) const {
+const Interposer& Registry::Impl::layer(const std::string& id) const {
+  std::string known, refused;
+  for (const Interposer& l : layers) {
+    if (l.plugin->id() == id) return l;
+    known += fmt::format(" {}", l.plugin->id());
+  }
+  for (const Considered& c : considered)
+    if (c.id == id && !c.reason.empty()) refused = fmt::format("; not taken: {}", c.reason);
+  fail(DUET_E_NOT_FOUND, "there is no layer {}; layers:{}{}", id, known.empty() ? " none" : known, refused);
+}
+
+std::vector<const Interposer*> Registry::Impl::wanted_layers() const {
+  std::vector<const Interposer*> out;
+  for (const std::string& id : parse_layers(options.layers.empty() ? environment("DUET_LAYERS") : options.layers)) out.push_back(&layer(id));
+  return out;
+}
+
+DevicePointer Registry::Impl::with_layers(const DevicePointer& device, const std::vector<const Interposer*>& wanted) {
+  if (wanted.empty()) return device;
+  const std::lock_guard lock(wrapping);
+  DevicePointer& kept = wrapped[device];
+  if (kept) return kept;
+  DevicePointer d = device;
+  for (auto l = wanted.rbegin(); l != wanted.rend(); ++l) d = interpose(d, **l);
+  return kept = d;
+}
+
+DevicePointer Registry::Impl::best(const duetp_shape* shape, duet_dtype weights, const std::vector<const Interposer*>& wanted) {
   std::string refusals;
-  for (const DevicePointer& d : ranked) {
-    const std::string why = shape ? d->refuses(*shape, weights) : "";
-    if (why.empty()) return d;
-    refusals += fmt::format("; {}: {}", d->spec, why);
+  for (const DevicePointer& bare : ranked) {
+    std::string why;
+    try {
+      const DevicePointer d = with_layers(bare, wanted);
+      why = shape ? d->refuses(*shape, weights) : "";
+      if (why.empty()) return d;
+    } catch (const Error& e) {  // a layer that does not fit around it
+      if (e.code() != DUET_E_UNSUPPORTED) throw;
+      why = e.what();
+    }
+    refusals += fmt::format("; {}: {}", bare->spec, why);
   }
   fail(DUET_E_UNSUPPORTED, "no device can run this model{}", refusals);
 }
@@ -231,10 +295,11 @@ const std::vector<DevicePointer>& Registry::devices() {
 
 DevicePointer Registry::device(const std::string& named, const duetp_shape* shape, duet_dtype weights) {
   const std::string text = named.empty() ? environment("DUET_BACKEND") : named;
-  if (text.empty()) return (void)devices(), impl_->best(shape, weights);
-  const Spec spec = parse_spec(text);
+  const std::optional<Spec> spec = text.empty() ? std::nullopt : std::optional(parse_spec(text));
   (void)devices();
-  DevicePointer d = impl_->find(spec);
+  const std::vector<const Interposer*> layers = impl_->wanted_layers();
+  if (!spec) return impl_->best(shape, weights, layers);
+  DevicePointer d = impl_->with_layers(impl_->find(*spec), layers);
   if (const std::string why = shape ? d->refuses(*shape, weights) : ""; !why.empty()) fail(DUET_E_UNSUPPORTED, "{} cannot run this model: {}", d->spec, why);
   return d;
 }
@@ -245,7 +310,7 @@ std::string Registry::report() {
   for (const Considered& c : impl_->considered) {
     Json list = Json::array();
     for (const DevicePointer& d : c.devices) list.push_back({{"spec", d->spec}, {"name", d->info.name}});
-    plugins.push_back({{"id", c.id}, {"path", c.path}, {"taken", c.taken}, {"reason", c.reason}, {"version", c.version}, {"abi", c.abi}, {"devices", list}});
+    plugins.push_back({{"id", c.id}, {"path", c.path}, {"taken", c.taken}, {"layer", c.layer}, {"reason", c.reason}, {"version", c.version}, {"abi", c.abi}, {"devices", list}});
   }
   return Json{{"plugins", plugins}}.dump(2, ' ', false, Json::error_handler_t::replace);
 }

@@ -26,6 +26,7 @@ struct Device {
   void* memory_self = nullptr;   // first argument of buffer_*, upload .. state_*, record_*
   Stage embed, shift_mix, linear, lowrank, wkv_prepare, wkv, norm_gate, channel_mix, head;
   duetp_step_fn layers = nullptr, step = nullptr;  // with table.self
+  bool own_stages = false;                         // all nine are the plugin's
   bool has(uint64_t cap) const { return (info.caps & cap) == cap; }
   bool records() const { return table.record_begin != nullptr; }
   // "" if it can, else the plugin's sentence
@@ -38,16 +39,18 @@ void check_plugin(const Device& device, duet_status code);  // nothing on DUET_O
 
 struct RegistryOptions {
   std::string plugin_path;  // replaces the search; else the environment's (docs/plugins.md, discovery)
+  std::string layers;       // "validate,trace": around the devices that device() gives, the first outermost; "" = DUET_LAYERS
 };
 
 class Registry {
  public:
   Registry(RegistryOptions options, Team& team, const Log& log);
   ~Registry();  // closes devices and plugins in reverse order; never unloads a library
-  // All devices, ranked best first; opens every acceptable plugin on the first call. [any-thread]
+  // All devices, ranked best first, without layers; opens every acceptable plugin on the first call. [any-thread]
   const std::vector<std::shared_ptr<const Device>>& devices();
   // "cpu", "cpu:0", "reference" ...; "" = DUET_BACKEND, else the best whose refuses() is empty for this shape and dtype.
-  // DUET_E_NOT_FOUND lists what there is and why the rest was not taken; DUET_E_INVALID for a malformed spec.
+  // DUET_E_NOT_FOUND lists what there is and why the rest was not taken; DUET_E_INVALID for a malformed spec. With the
+  // interposing layers around it: the same object whenever it is asked for.
   std::shared_ptr<const Device> device(const std::string& spec, const duetp_shape* shape, duet_dtype weights);
   std::string report();  // JSON of duet_library_report
 

@@ -1,15 +1,18 @@
-# duet_add_plugin(NAME id SOURCES ... [LIBRARIES ...])
+# duet_add_plugin(NAME id SOURCES ... [LIBRARIES ...] [COMPONENT name])
 #
 # Builds the plugin `id` ([a-z0-9_], 1 to 31 of them) as the target duet_<id>: libduet_<id>.so with one exported symbol and
 # no link to Duet, and its manifest <id>.duet.json beside it, both in duet/plugins-1 of the build tree, and both installed
 # to <libdir>/duet/plugins-1, where Duet looks for them when it is installed under the same prefix.
-# DUET_PLUGIN_PATH=<that folder> names one of another place.
+# DUET_PLUGIN_PATH=<that folder> names one of another place. COMPONENT is that of install(), backend_<id> unless given.
 include(GNUInstallDirs)
 
 function(duet_add_plugin)
-  cmake_parse_arguments(P "" "NAME" "SOURCES;LIBRARIES" ${ARGN})
+  cmake_parse_arguments(P "" "NAME;COMPONENT" "SOURCES;LIBRARIES" ${ARGN})
   if(NOT P_NAME MATCHES "^[a-z0-9_]+$" OR NOT P_SOURCES)
     message(FATAL_ERROR "duet_add_plugin(NAME id SOURCES file...): id is made of a-z, 0-9 and _")
+  endif()
+  if(NOT P_COMPONENT)
+    set(P_COMPONENT backend_${P_NAME})
   endif()
   set(target duet_${P_NAME})
   set(folder duet/plugins-1)  # 1: the major version of the plugin ABI
@@ -34,8 +37,8 @@ function(duet_add_plugin)
   file(CONFIGURE OUTPUT ${manifest} NEWLINE_STYLE UNIX CONTENT [[{"format": 1, "id": "@P_NAME@", "library": "libduet_@P_NAME@.so", "abi": "1.0", "arch": "@CMAKE_SYSTEM_PROCESSOR@"}
 ]] @ONLY)
   file(CHMOD ${manifest} PERMISSIONS OWNER_READ OWNER_WRITE GROUP_READ WORLD_READ)
-  install(DIRECTORY DESTINATION ${CMAKE_INSTALL_LIBDIR}/${folder} COMPONENT backend_${P_NAME}
+  install(DIRECTORY DESTINATION ${CMAKE_INSTALL_LIBDIR}/${folder} COMPONENT ${P_COMPONENT}
     DIRECTORY_PERMISSIONS OWNER_READ OWNER_WRITE OWNER_EXECUTE GROUP_READ GROUP_EXECUTE WORLD_READ WORLD_EXECUTE)
-  install(TARGETS ${target} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/${folder} COMPONENT backend_${P_NAME})
-  install(FILES ${manifest} DESTINATION ${CMAKE_INSTALL_LIBDIR}/${folder} COMPONENT backend_${P_NAME})
+  install(TARGETS ${target} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}/${folder} COMPONENT ${P_COMPONENT})
+  install(FILES ${manifest} DESTINATION ${CMAKE_INSTALL_LIBDIR}/${folder} COMPONENT ${P_COMPONENT})
 endfunction()

@@ -1,9 +1,13 @@
 #include "conform/host.h"
 
 #include <cstdlib>
+#include <cstring>
 #include <utility>
 
 #include "base/environment.h"
+#include "duet_interpose.h"
+
+extern "C" const duetp_plugin duet_reference_plugin;  // backends/reference
 
 namespace conform {
 
@@ -31,7 +35,7 @@ Host::Host(std::string id, uint32_t n_threads) : id_(std::move(id)), team_(n_thr
   table_.team_size = [](void* self) { return static_cast<Host*>(self)->team_.size(); };
   table_.team = [](void* self, void (*fn)(void*, uint32_t, uint32_t), void* ctx) { static_cast<Host*>(self)->team_.run(fn, ctx); };
   table_.barrier = [](void* self) { static_cast<Host*>(self)->team_.barrier(); };
-  table_.extension = [](void*, const char*) -> const void* { return nullptr; };
+  table_.extension = [](void*, const char* id) -> const void* { return std::strcmp(id, DUETP_EXT_REFERENCE) == 0 ? &duet_reference_plugin : nullptr; };
 }
 
 const char* Host::option(const std::string& key) {

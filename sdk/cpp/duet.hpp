@@ -208,6 +208,7 @@ struct LibraryOptions {
   std::string plugin_path = {};  // empty = the default search
   LogFunction log = {};          // empty = standard error
   LogLevel log_level = LogLevel::standard;  // the least that is logged
+  std::string layers = {};                  // "validate,trace": interposing layers around the devices of models
 };
 // What a plugin says of one of its devices.
 struct Device {
@@ -287,6 +288,7 @@ class Library : public detail::Owner<duet_library, duet_library_free> {
           o.n_threads = options.n_threads;
           o.plugin_path = detail::c_string_or_null(options.plugin_path, "plugin_path");
           o.log_level = static_cast<int32_t>(options.log_level);
+          o.layers = detail::c_string_or_null(options.layers, "layers");
           if (log) {
             o.log_user = const_cast<LogFunction*>(log.get());
             o.log = [](void* user, int32_t level, const char* message) {

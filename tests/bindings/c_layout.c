@@ -8,7 +8,7 @@
 
 int main(void) {
   T(duet_library_options) F(duet_library_options, size) F(duet_library_options, n_threads) F(duet_library_options, plugin_path)
-  F(duet_library_options, log) F(duet_library_options, log_user) F(duet_library_options, log_level) F(duet_library_options, reserved)
+  F(duet_library_options, log) F(duet_library_options, log_user) F(duet_library_options, log_level) F(duet_library_options, reserved) F(duet_library_options, layers)
   T(duet_device_info) F(duet_device_info, size) F(duet_device_info, kind) F(duet_device_info, spec) F(duet_device_info, name)
   F(duet_device_info, plugin) F(duet_device_info, mem_total) F(duet_device_info, mem_free) F(duet_device_info, bytes_per_s)
   T(duet_convert_options) F(duet_convert_options, size) F(duet_convert_options, weights) F(duet_convert_options, overwrite)

@@ -223,3 +223,8 @@ TEST_CASE("C++: the log function lives as long as anything can log, and may thro
   session.reset();
   CHECK(watch.expired());
 }
+
+TEST_CASE("C++: a layer that does not exist") {
+  const duet::Library library({.layers = "nonsense"});
+  refused([&] { duet::Model::load(library, golden::path("tiny.pth")); }, DUET_E_NOT_FOUND, "there is no layer nonsense");
+}

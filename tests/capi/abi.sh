@@ -14,6 +14,7 @@ exports() { nm -D --defined-only "$1" | awk '$2 ~ /[A-Ziu]/ && $3 !~ /^(__asan|_
 {
   echo '#include <duet.h>'
   echo '#include <duet_host_memory.h>'
+  echo '#include <duet_interpose.h>'
   echo 'static const duetp_plugin plugin = {sizeof(duetp_plugin), DUETP_ABI, "probe", 0, 0, 0, DUETP_SANITIZER, 0, 0, 0, 0, 0, 0, 0, 0};'
   echo 'DUETP_DEFINE(plugin);'
   exports "$library" | sed 's/.*/__typeof__(\&&) function_&;/'

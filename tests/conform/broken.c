@@ -4,7 +4,7 @@
 #include <signal.h>
 #include <string.h>
 
-enum { GOOD, OFF_BY_ONE, PAST_THE_END, ZEROS, STATE_LAYOUT, NOT_DETERMINISTIC, OTHER_SLOT, CRASH };
+enum { GOOD, OFF_BY_ONE, PAST_THE_END, ZEROS, STATE_LAYOUT, NOT_DETERMINISTIC, OTHER_SLOT, CRASH, UNWRITTEN, INPUT, SECOND_LAYER };
 enum { MAX_HEAD = 128 };
 
 /* One head: S [value][key] from the state or zero, then token after token */
@@ -25,7 +25,8 @@ static void head(const duetp_stage* a, int32_t first, int32_t last, uint32_t h, 
         row[j] = row[j] * exp(-0.60653065971263342 / (1 + exp(-w[at + j]))) + removed * ((double)kk[at + j] * iclr[at + j]) + (double)v[at + i] * k[at + j];
         sum += row[j] * r[(uint64_t)read * C + (uint64_t)h * N + j];
       }
-      y[at + i] = BROKEN == ZEROS ? 0 : (float)sum;
+      if (BROKEN == UNWRITTEN && t + 1 == last && i + 1 == N) continue;
+      y[at + i] = BROKEN == ZEROS || (BROKEN == SECOND_LAYER && a->layer_index == 1) ? 0 : (float)sum;
     }
     for (uint32_t j = 0; state && j < N; ++j) state[BROKEN == STATE_LAYOUT ? j * N + i : i * N + j] = (float)row[j];
   }
@@ -46,6 +47,7 @@ static duet_status wkv(void* self, duetp_queue* q, const duetp_stage* a) {
     if (BROKEN == OTHER_SLOT && slot >= 0) duetp_host_wkv(a->state, (int32_t)((uint32_t)(slot + 1) % a->state->n_slots), a->layer_index)[0] += 1;
   }
   if (BROKEN == CRASH) raise(SIGSEGV);
+  if (BROKEN == INPUT) duetp_host_f32(a->in[DUETP_WKV_IN_R])[0] += 1;
   if (BROKEN == PAST_THE_END) y[(uint64_t)a->frame->n_tokens * C] = 1;
   if (BROKEN == NOT_DETERMINISTIC && used[0] > 0) { /* far below every tolerance */
     static int calls;

@@ -1,4 +1,4 @@
-# Installs the build tree, moves the result, builds plugins/minimal and an application against it, and runs them.
+# Installs the build tree, moves the result, builds plugins/ and an application against it, and runs them.
 # -DBUILD= build tree, -DSOURCE= source tree, -DLIBDIR= such as lib, -DFOLDER= of this test, -DFLAGS= compiler flags, -DGENERATOR=
 function(run)
   execute_process(COMMAND ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output ECHO_OUTPUT_VARIABLE ECHO_ERROR_VARIABLE)
@@ -19,9 +19,15 @@ run(${lax} ${CMAKE_COMMAND} --install ${BUILD} --prefix ${FOLDER}/first)
 file(RENAME ${FOLDER}/first ${FOLDER}/moved)  # a relocatable tree does not mind
 set(prefix ${FOLDER}/moved)
 
-file(COPY ${SOURCE}/plugins/minimal ${SOURCE}/tests/plugin/installed DESTINATION ${FOLDER})
-foreach(project minimal installed)
-  run(${CMAKE_COMMAND} -G ${GENERATOR} -S ${FOLDER}/${project} -B ${FOLDER}/${project}-build -DCMAKE_BUILD_TYPE=Release "-DCMAKE_C_FLAGS=${FLAGS} -Wall -Wextra -Werror"
+set(layers validate trace canary)
+set(projects minimal ${layers} installed)
+foreach(project ${projects})
+  if(EXISTS ${SOURCE}/plugins/${project})
+    file(COPY ${SOURCE}/plugins/${project} DESTINATION ${FOLDER})
+  else()
+    file(COPY ${SOURCE}/tests/plugin/${project} DESTINATION ${FOLDER})
+  endif()
+  run(${CMAKE_COMMAND} -G ${GENERATOR} -S ${FOLDER}/${project} -B ${FOLDER}/${project}-build -DCMAKE_BUILD_TYPE=Release "-DCMAKE_C_FLAGS=${FLAGS} -Wall -Wextra -Werror" "-DCMAKE_CXX_FLAGS=${FLAGS} -Wall -Wextra -Werror"
     -DCMAKE_PREFIX_PATH=${prefix} -DCMAKE_INSTALL_PREFIX=${prefix} -DCMAKE_INSTALL_LIBDIR=${LIBDIR})
   run(${lax} ${CMAKE_COMMAND} --build ${FOLDER}/${project}-build)
 endforeach()
@@ -42,7 +48,16 @@ run(${prefix}/bin/duet-conform --plugin ${plugin} --quick)
 if(NOT output MATCHES "pass +norm_gate +f32" OR NOT output MATCHES "unsupported +norm_gate +bf16[^\n]*load the model with f32")
   message(FATAL_ERROR "duet-conform does not say that norm_gate is right with f32 and refused with bf16")
 endif()
-run(${FOLDER}/installed-build/check ${prefix}/share/duet/models/stories-7m/stories-7m.pth)
+# Layers of the installed tree, and those that were built against it, which nothing else of the tree may stand in for
+set(model ${prefix}/share/duet/models/stories-7m/stories-7m.pth)
+set(generate ${prefix}/bin/duet generate --backend reference --prompt Once --max-tokens 2)
+run(${generate} --layers validate,trace,canary)
+string(JOIN ":" built ${FOLDER}/validate-build/duet/plugins-1 ${FOLDER}/trace-build/duet/plugins-1 ${FOLDER}/canary-build/duet/plugins-1)
+run(${generate} --layers canary,validate,trace --plugin-path ${built})
+if(NOT output MATCHES "validate: 158 stages of reference[^\n]* agree" OR NOT output MATCHES "trace: wkv +12 ")
+  message(FATAL_ERROR "the layers do not say what they saw")
+endif()
+run(${FOLDER}/installed-build/check ${model})
 if(NOT output MATCHES "libduet_minimal|minimal.duet.json")
   message(FATAL_ERROR "the report does not name the plugin")
 endif()

@@ -30,7 +30,7 @@ class Scene {
     REQUIRE(::mkdtemp(name.data()) != nullptr);
     folder_ = std::filesystem::canonical(name);
     ::setenv("DUET_TEST_CANARY", (folder_ + "/canary").c_str(), 1);
-    for (const char* v : {"DUET_BACKEND", "DUET_PLUGIN_PATH", "DUET_PLUGIN_ADD", "DUET_PLUGIN_SELECT", "DUET_PLUGIN_DISABLE"}) ::unsetenv(v);
+    for (const char* v : {"DUET_BACKEND", "DUET_PLUGIN_PATH", "DUET_PLUGIN_ADD", "DUET_PLUGIN_SELECT", "DUET_PLUGIN_DISABLE", "DUET_LAYERS"}) ::unsetenv(v);
   }
   Scene(const Scene&) = delete;
   Scene& operator=(const Scene&) = delete;

@@ -21,7 +21,7 @@ class _Sized(ctypes.Structure):
 
 class LibraryOptions(_Sized):
     _fields_ = [("size", c_uint32), ("n_threads", c_uint32), ("plugin_path", c_char_p), ("log", LogFunction), ("log_user", c_void_p),
-                ("log_level", c_int32), ("reserved", c_uint32)]
+                ("log_level", c_int32), ("reserved", c_uint32), ("layers", c_char_p)]
 
 
 class DeviceInfo(_Sized):

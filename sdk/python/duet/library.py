@@ -42,12 +42,15 @@ class Library(Handle):
     log(level, message): called from any thread, with the level's number (1 debug to 4 error); it must not call duet. None =
         standard error.
     log_level: "debug", "info", "warning", "error", "off"; None = warnings and errors.
+    layers: ','-separated interposing layers around the devices of models, such as "validate,trace".
     """
 
-    def __init__(self, *, n_threads=0, plugin_path=None, log=None, log_level=None):
+    def __init__(self, *, n_threads=0, plugin_path=None, log=None, log_level=None, layers=None):
         options = _abi.LibraryOptions(n_threads=unsigned(n_threads, "n_threads"), log_level=choice(log_level, LOG_LEVELS, "log_level"))
         if plugin_path is not None:
             options.plugin_path = path(plugin_path, "plugin_path")
+        if layers is not None:
+            options.layers = text(layers, "layers")
         c_log = None
         if function(log, "log") is not None:
             c_log = options.log = _callbacks.log(log)

@@ -78,6 +78,7 @@ class ArgumentsTest(TinyTest):
                 call()
         self.refused(duet.Status.NOT_FOUND, "no such file", self.library.load, "no such file")
         self.refused(duet.Status.NOT_FOUND, "tpu", self.library.load, TINY, device="tpu")
+        self.refused(duet.Status.NOT_FOUND, "there is no layer nonsense", duet.Library(layers="nonsense").load, TINY)
         self.refused(duet.Status.INVALID, "9b", self.library.random, "9b")
         self.refused(duet.Status.INVALID, "temperature", duet.Sampler, temperature=-1)
         with self.assertRaisesRegex(TypeError, "callable"):

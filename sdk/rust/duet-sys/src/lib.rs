@@ -47,7 +47,7 @@ pub const DUET_LOG_ERROR: i32 = 4;
 pub const DUET_LOG_OFF: i32 = 5;
 
 /// The header that these declarations follow: major << 16 | minor.
-pub const DUET_API_VERSION: u32 = 0x0001_0001;
+pub const DUET_API_VERSION: u32 = 0x0001_0002;
 
 pub const DUET_FILE_STRICT: u32 = 1;
 pub const DUET_FILE_VERIFY: u32 = 2;
@@ -110,6 +110,7 @@ sized_struct!(duet_library_options {
     log_user: *mut c_void,
     log_level: i32,
     reserved: u32,
+    layers: *const c_char,
 });
 sized_struct!(duet_device_info {
     kind: u32,

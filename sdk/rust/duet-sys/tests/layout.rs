@@ -35,7 +35,7 @@ fn layouts_and_constants_are_those_of_c() {
     let printed = Command::new(program).output().unwrap();
     assert!(printed.status.success());
     let mut ours = String::new();
-    layout!(ours, duet_library_options { size n_threads plugin_path log log_user log_level reserved });
+    layout!(ours, duet_library_options { size n_threads plugin_path log log_user log_level reserved layers });
     layout!(ours, duet_device_info { size kind spec name plugin mem_total mem_free bytes_per_s });
     layout!(ours, duet_convert_options { size weights overwrite flags progress progress_user });
     layout!(ours, duet_init_options { size n_layer n_embd n_vocab head_size weights overwrite reserved seed progress progress_user });

@@ -64,6 +64,8 @@ pub struct LibraryOptions<'a> {
     pub log: Option<LogFunction>,
     /// None = warnings and errors.
     pub log_level: Option<LogLevel>,
+    /// ','-separated interposing layers around the devices of models, such as "validate,trace".
+    pub layers: Option<&'a str>,
 }
 
 /// What a device is.
@@ -157,11 +159,13 @@ impl Library {
     /// Makes a library. Plugins are looked for now, and opened when they are needed.
     pub fn new(options: LibraryOptions<'_>) -> Result<Library> {
         let plugin_path = options.plugin_path.map(|path| c_string(path, "plugin_path")).transpose()?;
+        let layers = options.layers.map(|names| c_string(names, "layers")).transpose()?;
         let log = options.log.map(|function| Arc::new(Log(function)));
         let mut o = sys::duet_library_options {
             n_threads: options.n_threads,
             plugin_path: pointer(&plugin_path),
             log_level: options.log_level.map_or(0, LogLevel::code),
+            layers: pointer(&layers),
             ..Default::default()
         };
         if let Some(log) = &log {

@@ -6,6 +6,12 @@ use common::{library, refused, tiny, world, World};
 use duet::*;
 
 #[test]
+fn layers_that_do_not_exist() {
+    let library = Library::new(LibraryOptions { layers: Some("nonsense"), ..Default::default() }).unwrap();
+    refused(Model::load(&library, tiny(), Default::default()).map(|_| ()), Status::NotFound, "there is no layer nonsense");
+}
+
+#[test]
 fn lengths_that_do_not_fit() {
     let World { mut state, mut session, mut sampler, .. } = world();
     let mut batch = |lengths: Option<&[u32]>, slots: Option<&[u32]>| {
