@@ -28,10 +28,11 @@ namespace duetp {
 
 // A stage of rung 1: its name, its slot, what its outputs are called.
 struct Stage {
-  const char* name;
-  duetp_stage_fn duetp_ops::*slot;
-  const char* out[6];
+  const char* name;                 // "shift_mix"
+  duetp_stage_fn duetp_ops::*slot;  // of duetp_ops
+  const char* out[6];               // of out[], by index; NULL after the last
 };
+// All nine, in the order of the forward pass.
 inline constexpr Stage kStages[] = {
     {"embed", &duetp_ops::embed, {"x"}},
     {"shift_mix", &duetp_ops::shift_mix, {"r", "w", "k", "v", "a", "g"}},
@@ -46,11 +47,12 @@ inline constexpr Stage kStages[] = {
 
 // One call of a stage.
 struct Call {
-  const Stage& stage;
-  duetp_queue* queue;
-  const duetp_stage& args;
-  const duetp_shape& shape;
+  const Stage& stage;        // which
+  duetp_queue* queue;        // where it is enqueued
+  const duetp_stage& args;   // as the host gave them; they live for the call
+  const duetp_shape& shape;  // of the model
 
+  // Whether it is the stage of this slot: is(&duetp_ops::wkv).
   bool is(duetp_stage_fn duetp_ops::*slot) const { return stage.slot == slot; }
   // "linear output", "wkv"
   std::string name() const {
@@ -64,6 +66,7 @@ struct Call {
   }
   // An argument is [rows, columns]. Rows: the head's outputs have one for each entry of frame.rows, all else one a token.
   bool counts_rows(bool output) const { return output && is(&duetp_ops::head); }
+  // V for logits, else C.
   uint32_t columns(bool output, int index) const { return output && is(&duetp_ops::head) && index == DUETP_HEAD_OUT_LOGITS ? shape.n_vocab : shape.n_embd; }
   // Of the memory that the stage may write: for the frame's capacity, which is more than `used` rows where `used` is less.
   uint64_t bytes(bool output, int index) const {
@@ -77,40 +80,48 @@ struct Call {
       if (same(in, args.out[out])) return true;
     return false;
   }
+  // Whether both are one piece of memory; none is like none.
   static bool same(const duetp_ref& a, const duetp_ref& b) { return a.buf && a.buf == b.buf && a.off == b.off; }
 };
 
 // A call of the host or of the device below that failed; its sentence has been kept by the host.
 struct Failure {
-  duet_status status;
+  duet_status status;  // DUET_E_*
 };
 
+// What a layer is made of: derive from it, and override stage().
 class Interposer {
  public:
+  // Around the device `below`; all three live longer than the object.
   Interposer(const duetp_host& host, const duetp_device& below, const duetp_device_info& info) : host(host), below(below), info(info) {}
   Interposer(const Interposer&) = delete;
   Interposer& operator=(const Interposer&) = delete;
   virtual ~Interposer() = default;
 
+  // A stage that the host wants computed; run(c) has the device below do it.
   virtual void stage(const Call& c) = 0;
   // The last words, before the destructor: the device is closed.
   virtual void end() {}
   // Weights come and go.
   virtual void layer_added(const duetp_layer*, const duetp_layer_desc&) {}
-  virtual void layer_removed(const duetp_layer*) {}
+  virtual void layer_removed(const duetp_layer*) {}  // its address may come again
 
  protected:
-  const duetp_host& host;
-  const duetp_device& below;
-  const duetp_device_info& info;
+  const duetp_host& host;         // the host's services
+  const duetp_device& below;      // with every gap filled
+  const duetp_device_info& info;  // of the device below
 
   // Ends the call with this status, and with `sentence` for the user.
   [[noreturn]] void fail(duet_status status, const std::string& sentence) const { throw Failure{host.fail(host.self, status, sentence.c_str())}; }
+  // Ends the call with a status that is not DUET_OK, and the sentence that came with it.
   static void check(duet_status status) {
     if (status != DUET_OK) throw Failure{status};
   }
+  // Has the device below do the stage.
   void run(const Call& c) const { run(c, c.args); }
+  // The same with other arguments.
   void run(const Call& c, const duetp_stage& args) const { check((below.ops->*c.stage.slot)(below.self, c.queue, &args)); }
+  // Until all that was enqueued is done.
   void wait(duetp_queue* q) const { check(below.queue_wait(below.self, q)); }
   // The first n elements at r, once the queue has come so far.
   template <class T>
@@ -233,6 +244,7 @@ struct InterposerPlugin {
   static const char* no_device_reason(void*) { return "it is an interposing layer, which needs a newer Duet"; }
 };
 
+// The plugin's table, for DUETP_DEFINE.
 template <class T>
 constexpr duetp_plugin interposer_plugin(const char* id, const char* version, const char* vendor) {
   using P = InterposerPlugin<T>;

@@ -18,19 +18,23 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+/* Inputs of a group, and outputs of a tile. */
 enum { DUETP_QUANTISED_GROUP = 64, DUETP_QUANTISED_TILE = 16 };
 
+/* Whether matrices of this dtype have this form. */
 static inline int duetp_is_quantised(duet_dtype t) { return t == DUET_I8 || t == DUET_I4; }
 /* Whether the float form of this tensor is [in,out]: the low-rank pairs. Else [out,in]. */
 static inline int duetp_is_in_major(uint32_t id) { return id >= DUETP_T_W1 && id <= DUETP_T_G2; }
 
+/* The sizes of one matrix. */
 typedef struct duetp_quantised_form {
-  uint32_t out, in, width;
-  uint64_t tiles, groups;
+  uint32_t out, in, width; /* as above, not padded */
+  uint64_t tiles, groups;  /* O and G */
   uint64_t bytes;  /* of the integers */
   uint64_t scales; /* elements of `scale`, and of `minimum` */
 } duetp_quantised_form;
 
+/* Of the tensor `id` (DUETP_T_*) with so many outputs and inputs. */
 static inline duetp_quantised_form duetp_form_of(uint32_t id, duet_dtype dtype, uint32_t out, uint32_t in) {
   duetp_quantised_form f;
   f.out = out;
@@ -42,11 +46,13 @@ static inline duetp_quantised_form duetp_form_of(uint32_t id, duet_dtype dtype, 
   f.bytes = f.scales * DUETP_QUANTISED_GROUP / (dtype == DUET_I4 ? 2 : 1);
   return f;
 }
+/* Of a tensor. */
 static inline duetp_quantised_form duetp_form(const duetp_tensor* t) {
   const int in_major = duetp_is_in_major(t->id);
   return duetp_form_of(t->id, t->dtype, t->dim[in_major ? 1 : 0], t->dim[in_major ? 0 : 1]);
 }
 
+/* Element i of bf16 numbers. */
 static inline float duetp_bf16(const void* p, uint64_t i) {
   const uint32_t bits = (uint32_t)((const uint16_t*)p)[i] << 16;
   float f;
