@@ -6,8 +6,8 @@ include(CMakePackageConfigHelpers)
 set(package ${CMAKE_INSTALL_LIBDIR}/cmake/Duet)
 install(TARGETS duet duet_sdk EXPORT DuetTargets LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} COMPONENT library NAMELINK_COMPONENT dev)
 install(EXPORT DuetTargets NAMESPACE Duet:: DESTINATION ${package} COMPONENT dev)
-install(FILES api/duet.h api/duet_types.h api/duet_plugin.h api/duet_interpose.h sdk/include/duet_host_memory.h sdk/include/duet_quantised.h sdk/include/duet_interpose.hpp
-  DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT dev)
+install(FILES api/duet.h api/duet_types.h api/duet_plugin.h api/duet_interpose.h sdk/include/duet_host_memory.h sdk/include/duet_stage.h sdk/include/duet_quantised.h
+  sdk/include/duet_interpose.hpp DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT dev)
 configure_package_config_file(cmake/DuetConfig.cmake.in ${PROJECT_BINARY_DIR}/DuetConfig.cmake INSTALL_DESTINATION ${package})
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/DuetConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${PROJECT_BINARY_DIR}/DuetConfig.cmake ${PROJECT_BINARY_DIR}/DuetConfigVersion.cmake sdk/cmake/DuetPlugin.cmake DESTINATION ${package} COMPONENT dev)

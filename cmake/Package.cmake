@@ -2,7 +2,7 @@
 #
 # component     Debian package      holds
 # library       libduet0            libduet.so.0, the World vocabulary, licences
-# dev           libduet-dev         headers, CMake and pkg-config files, duet-conform, the Python package, Rust and Go sources
+# dev           libduet-dev         headers, CMake and pkg-config files, duet-conform, the template of a plugin, the Python package, Rust and Go sources
 # command       duet                the command, the bundled model
 # layers        duet-layers         the interposing layers
 # backend_cpu   duet-backend-cpu    the plugin; likewise each other backend of the build
@@ -39,7 +39,7 @@ set(CPACK_COMPONENT_LIBRARY_DESCRIPTION "The shared library, with a plain and sl
 set(CPACK_DEBIAN_DEV_PACKAGE_NAME libduet-dev)
 set(CPACK_DEBIAN_DEV_PACKAGE_SECTION libdevel)
 set(CPACK_DEBIAN_DEV_PACKAGE_DEPENDS "libduet0 ${same}")
-set(CPACK_COMPONENT_DEV_DESCRIPTION "Headers of the library and of its plugins, files for CMake and pkg-config, the Python package, the sources of the Rust and Go bindings, and duet-conform, which checks plugins.")
+set(CPACK_COMPONENT_DEV_DESCRIPTION "Headers of the library and of its plugins, files for CMake and pkg-config, the Python package, the sources of the Rust and Go bindings, the template of a plugin, and duet-conform, which checks plugins.")
 
 set(CPACK_DEBIAN_LAYERS_PACKAGE_NAME duet-layers)
 set(CPACK_DEBIAN_LAYERS_PACKAGE_DEPENDS libduet0)

@@ -52,6 +52,26 @@ bool same_bits(State& a, State& b) {
   return true;
 }
 
+// Begins with states of zeros, whose layout cannot be mistaken: what is left in them then shows a layout that is exchanged.
+bool exchanges_values_and_keys(Context& x, const Model& m, const Model::Layers& reference_layers, const Model::Layers& layers, const StageCase& c,
+                               const Batch& b, duet_mode mode, const Input& input, uint32_t n_slots) {
+  State want(x.reference, m.shape, n_slots), got(x.device, m.shape, n_slots);
+  for (uint32_t slot = 0; slot < n_slots; ++slot) {
+    const std::vector<float> zero(want.initial(slot).size());
+    want.set(slot, zero);
+    got.set(slot, zero);
+  }
+  run_stage(x.reference, m, reference_layers, c, b, mode, want, input);
+  run_stage(x.device, m, layers, c, b, mode, got, input);
+  double as_it_is = 0, exchanged = 0;
+  for (uint32_t slot = 0; slot < n_slots; ++slot) {
+    as_it_is = std::max(as_it_is, distance(got.slot(slot), want.slot(slot)));
+    exchanged = std::max(exchanged, distance(got.exchanged(got.slot(slot)), want.slot(slot)));
+  }
+  const double limit = tolerance(c, m.weights, mode, "the state", DUET_F32);
+  return !(as_it_is <= limit) && exchanged <= limit;
+}
+
 // The stage on reference and device; then the same again, at once and through a recording, to the last bit.
 Verdict compare_case(Context& x, const Model& m, const Model::Layers& reference_layers, const Model::Layers& layers, const StageCase& c, const Batch& b,
                      duet_mode mode, Input input) {
@@ -61,6 +81,8 @@ Verdict compare_case(Context& x, const Model& m, const Model::Layers& reference_
   const Outcome got = run_stage(x.device, m, layers, c, b, mode, got_state, input);
   Verdict v = compare(got, want, [&](const std::string& output, duet_dtype dtype) { return tolerance(c, m.weights, mode, output, dtype); });
   v.join(compare_states(got_state, want_state, b, tolerance(c, m.weights, mode, "the state", DUET_F32)));
+  if (!v.fault.empty() && c.stage == "wkv" && exchanges_values_and_keys(x, m, reference_layers, layers, c, b, mode, input, n_slots))
+    v.fault = "wrong state layout: keys are its rows and values its columns; rows are values (" + v.fault + ")";
   if (!v.fault.empty() || input.pattern != Pattern::random) return v;
   const auto repeats = [&](const char* fault) {
     State again_state(x.device, m.shape, n_slots);

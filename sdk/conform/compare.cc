@@ -38,19 +38,33 @@ std::string fault_of(const Outcome::Output& got, const Outcome::Output& want, co
   return "";
 }
 
+double rms_of(const std::vector<float>& values) {
+  double square = 0;
+  size_t n = 0;
+  for (float v : values)
+    if (std::isfinite(v)) square += double{v} * v, ++n;
+  return std::sqrt(square / static_cast<double>(n ? n : 1)) + 1e-30;
+}
+
+double distance(float got, float want, double rms) {
+  if (std::isnan(want) != std::isnan(got)) return HUGE_VAL;
+  return std::isnan(want) ? 0 : std::fabs(double{got} - want) / std::max(std::fabs(double{want}), rms);
+}
+
+// The first element that is further away than `limit`
+size_t first_beyond(double limit, const std::vector<float>& got, const std::vector<float>& want) {
+  const double rms = rms_of(want);
+  size_t i = 0;
+  while (i < want.size() && distance(got[i], want[i], rms) <= limit) ++i;
+  return i;
+}
+
 }  // namespace
 
 double distance(const std::vector<float>& got, const std::vector<float>& want) {
-  double square = 0, worst = 0;
-  size_t n = 0;
-  for (float w : want)
-    if (std::isfinite(w)) square += double{w} * w, ++n;
-  const double rms = std::sqrt(square / static_cast<double>(n ? n : 1)) + 1e-30;
-  for (size_t i = 0; i < want.size(); ++i) {
-    if (std::isnan(want[i]) != std::isnan(got[i])) return HUGE_VAL;
-    if (std::isnan(want[i])) continue;
-    worst = std::max(worst, std::fabs(double{got[i]} - want[i]) / std::max(std::fabs(double{want[i]}), rms));
-  }
+  const double rms = rms_of(want);
+  double worst = 0;
+  for (size_t i = 0; i < want.size(); ++i) worst = std::max(worst, distance(got[i], want[i], rms));
   return worst;
 }
 
@@ -67,7 +81,11 @@ double network_tolerance(duet_dtype weights) { return weights == DUET_BF16 ? 5e-
 Verdict compare(const Outcome::Output& got, const Outcome::Output& want, const std::string& name, double limit) {
   const std::vector<float> got_values = decode(got.bytes, got.dtype), want_values = decode(want.bytes, want.dtype);
   Verdict v{distance(got_values, want_values), limit, name, fault_of(got, want, got_values, want_values, name)};
-  if (v.fault.empty() && !(v.worst <= limit)) v.fault = fmt::format("{}: {:.2g} from the reference, more than {:.2g}", name, v.worst, limit);
+  if (v.fault.empty() && !(v.worst <= limit)) {
+    const size_t first = first_beyond(limit, got_values, want_values);
+    v.fault = fmt::format("{}: {:.2g} from the reference, more than {:.2g}; the first at row {}, column {}", name, v.worst, limit, first / want.columns,
+                          first % want.columns);
+  }
   return v;
 }
 
@@ -85,9 +103,11 @@ Verdict compare_states(State& got, State& want, const Batch& b, double limit) {
         v.fault = fmt::format("the state: slot {} changed, which no token belongs to", slot);
       continue;
     }
-    const double d = distance(g, want.slot(slot));
+    const std::vector<float> w = want.slot(slot);
+    const double d = distance(g, w);
     if (v.where.empty() || d > v.worst) v.worst = d, v.where = "the state";
-    if (!(d <= limit) && v.fault.empty()) v.fault = fmt::format("the state: slot {} is {:.2g} from the reference, more than {:.2g}", slot, d, limit);
+    if (!(d <= limit) && v.fault.empty())
+      v.fault = fmt::format("the state: slot {} is {:.2g} from the reference, more than {:.2g}; the first in {}", slot, d, limit, got.place(first_beyond(limit, g, w)));
   }
   return v;
 }

@@ -61,6 +61,10 @@ bool Device::offers(Stage stage) const {
   return mine.fn != nullptr && (!filler_ || mine.self != filler_->device_.memory_self);
 }
 
+bool Device::offers_all_stages() const {
+  return std::all_of(std::begin(kStages), std::end(kStages), [&](Stage s) { return offers(s); });
+}
+
 bool Device::offers_rung(uint32_t rung) const {
   if (rung == 3) return device_.step != nullptr;
   if (rung == 2) return device_.layers != nullptr && device_.embed.fn != nullptr && device_.head.fn != nullptr;

@@ -40,6 +40,7 @@ class Device {
   duetp_queue* queue() const { return queue_; }
   bool records() const { return device_.records(); }
   bool offers(Stage stage) const;         // the plugin's own code computes it
+  bool offers_all_stages() const;
   bool offers_rung(uint32_t rung) const;  // 1: all nine stages, its own or the reference's beside at least one of its own
   std::string refuses(const duetp_shape& shape, duet_dtype weights, uint32_t rung) const;  // "" if it does not
 

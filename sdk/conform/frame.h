@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <memory>
 #include <numeric>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "conform/model.h"
@@ -79,6 +81,21 @@ class State {
     std::vector<float> v(LC * (2 + shape_.head_size));
     device_.check(device_->state_export(device_.self(), device_.queue(), state_, i, v.data(), v.data() + LC, v.data() + LC * (1 + shape_.head_size)));
     device_.wait();
+    return v;
+  }
+  std::string place(size_t i) const {  // of element i of slot(): "wkv of layer 1, head 0, value 3, key 4"
+    const size_t C = shape_.n_embd, N = shape_.head_size, LC = shape_.n_layer * C;
+    const auto text = [](size_t n) { return std::to_string(n); };
+    if (i < LC || i >= LC * (N + 1)) return (i < LC ? "att_x" : "ffn_x") + (" of layer " + text(i % LC / C)) + ", channel " + text(i % C);
+    i -= LC;
+    return "wkv of layer " + text(i / (C * N)) + ", head " + text(i / (N * N) % shape_.n_head) + ", value " + text(i / N % N) + ", key " + text(i % N);
+  }
+  // The slot with each head's keys as rows and values as columns
+  std::vector<float> exchanged(std::vector<float> v) const {
+    const size_t N = shape_.head_size, LC = size_t{shape_.n_layer} * shape_.n_embd;
+    for (float* S = v.data() + LC; S < v.data() + LC * (N + 1); S += N * N)
+      for (size_t i = 0; i < N; ++i)
+        for (size_t j = 0; j < i; ++j) std::swap(S[i * N + j], S[j * N + i]);
     return v;
   }
   std::vector<float> all() {

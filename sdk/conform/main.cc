@@ -12,6 +12,7 @@
 
 #include "conform/checks.h"
 #include "conform/crash.h"
+#include "conform/perf.h"
 #include "plugin/elf_note.h"
 #include "plugin/load.h"
 
@@ -28,9 +29,12 @@ constexpr const char* kUsage =
     "  --rung N        only this rung of the ladder: 1 stages, 2 layers, 3 step\n"
     "  --seed N        other random numbers (1)\n"
     "  --quick         fewer shapes and lengths\n"
+    "  --expect FILE   what is expected to fail or to be unsupported, with reasons; what is not as the list says fails\n"
+    "  --perf          measures instead of checking: time, bytes, and the time in which this memory moves them\n"
     "  --json          the report as JSON\n"
     "  --help\n"
     "\n"
+    "The file of --expect: lines \"fail|unsupported SUBJECT[, DTYPE[, MODE]]: REASON\"; SUBJECT as in the report, or * for all.\n"
     "Exit code: 0 the plugin conforms, 1 it does not or could not be opened, 2 wrong usage.\n";
 
 struct Usage : std::runtime_error {
@@ -41,7 +45,8 @@ struct Options {
   std::string plugin, stage;
   uint32_t device = 0, rung = 0;
   uint64_t seed = 1;
-  bool quick = false, json = false, help = false;
+  Expectations expect;
+  bool quick = false, perf = false, json = false, help = false;
 };
 
 template <class T>
@@ -63,10 +68,19 @@ void check_stage_name(const std::string& stage) {
   throw Usage("--stage: there is no '" + stage + "'; there are " + list);
 }
 
+Expectations read_expectations(const char* file) {
+  try {
+    return Expectations(file);
+  } catch (const std::exception& e) {
+    throw Usage(std::string("--expect: ") + e.what());
+  }
+}
+
 Options parse(int argc, char** argv) {
   const option names[] = {{"plugin", required_argument, nullptr, 'p'}, {"device", required_argument, nullptr, 'd'}, {"stage", required_argument, nullptr, 's'},
                           {"rung", required_argument, nullptr, 'r'},   {"seed", required_argument, nullptr, 'n'},   {"quick", no_argument, nullptr, 'q'},
-                          {"json", no_argument, nullptr, 'j'},         {"help", no_argument, nullptr, 'h'},         {}};
+                          {"json", no_argument, nullptr, 'j'},         {"help", no_argument, nullptr, 'h'},         {"expect", required_argument, nullptr, 'e'},
+                          {"perf", no_argument, nullptr, 'm'},         {}};
   Options o;
   int c;
   while ((c = ::getopt_long(argc, argv, "", names, nullptr)) != -1) switch (c) {
@@ -75,6 +89,8 @@ Options parse(int argc, char** argv) {
       case 's': o.stage = optarg; break;
       case 'r': o.rung = number<uint32_t>("--rung", optarg, 1, 3); break;
       case 'n': o.seed = number<uint64_t>("--seed", optarg, 0, UINT32_MAX); break;
+      case 'e': o.expect = read_expectations(optarg); break;
+      case 'm': o.perf = true; break;
       case 'q': o.quick = true; break;
       case 'j': o.json = true; break;
       case 'h': o.help = true; break;
@@ -83,6 +99,7 @@ Options parse(int argc, char** argv) {
   if (o.help) return o;
   if (optind < argc) throw Usage(std::string("there is no argument '") + argv[optind] + "'; the plugin goes after --plugin");
   if (o.plugin.empty()) throw Usage("--plugin FILE is missing");
+  if (o.perf && o.expect.given()) throw Usage("--perf checks nothing, so that --expect would mean nothing");
   check_stage_name(o.stage);
   return o;
 }
@@ -100,16 +117,20 @@ duetp_plugin load(const std::string& file) {
 int run(const Options& o) {
   now_running("opening the plugin");
   const duetp_plugin plugin = load(o.plugin);
+  if (o.perf) {
+    Device device(plugin, 0, o.device);  // with a thread for each core
+    return measure({device, o.stage, o.rung, o.seed, o.quick, o.json});
+  }
   Device device(plugin, 2, o.device), reference(reference_plugin(), 1);
   const std::string spec = device.slots().spec, name = device.slots().info.name;
-  Report report(o.json);
+  Report report(o.json, o.expect);
   Context x{device, reference, report, o.seed, o.quick, o.stage};
   if (o.rung == 0) check_memory(x);
   if (o.rung <= 1) check_stages(x);
   for (uint32_t rung = 1; rung <= 3; ++rung)
     if (o.rung == 0 || o.rung == rung) check_network(x, rung);
   check_process(x);
-  return report.finish(spec, name);
+  return report.finish(spec, name, o.stage.empty() && o.rung == 0);
 }
 
 }  // namespace

@@ -30,20 +30,53 @@ void Line::run(const std::string& name, const std::function<Verdict()>& check) {
   if (!v.where.empty() && (worst.where.empty() || v.worst / v.limit > worst.worst / worst.limit)) worst = v, worst_case = name;
 }
 
-void Report::add(const Line& line) {
+void Line::judge(Expectations& list) {
+  if (!list.given() || absent) return;
+  const Expectation* e = list.find(subject, dtype, mode);
+  const auto fault = [&](std::string text) {
+    ++n_faults;
+    faults.push_back(std::move(text));
+  };
+  const bool unsupported = !failed() && n_cases == 0;
+  if (e == nullptr) {
+    if (unsupported) fault(fmt::format("unsupported, which {} does not say", list.file()));
+  } else if (e->result == "fail" && failed()) {
+    expected = true;
+    reason = fmt::format("expected: {}", e->reason);
+  } else if (e->result == "fail") {
+    fault(fmt::format("{} expects a failure ({}), but it {}: the entry must go", e->where, e->reason, unsupported ? "is unsupported" : "passes"));
+  } else if (!unsupported) {
+    fault(fmt::format("{} says it is unsupported ({}), but it is not: the entry must go", e->where, e->reason));
+  }
+}
+
+void Report::add(Line line) {
+  line.judge(expectations_);
   lines_.push_back(line);
+  print(line);
+}
+
+void Report::print(const Line& line) const {
   if (json_) return;
   std::string text = fmt::format("{:<12}{:<24}{:<6}{:<11}", line.result(), line.subject, line.dtype, line.mode);
   if (line.n_cases) text += fmt::format("{:>5} cases", line.n_cases);
   if (!line.worst.where.empty()) text += fmt::format("  worst {:.1e} of {:.1e}  {}, {}", line.worst.worst, line.worst.limit, line.worst.where, line.worst_case);
-  if (!line.reason.empty()) text += fmt::format("{}{}", line.n_cases ? "; in part refused: " : "", line.reason);
+  if (!line.reason.empty()) text += fmt::format("{}{}", line.n_cases == 0 ? "" : line.expected ? "; " : "; in part refused: ", line.reason);
   std::printf("%s\n", text.c_str());
   for (const std::string& fault : line.faults) std::printf("            %s: %s\n", line.subject.c_str(), fault.c_str());
   if (line.n_faults > line.faults.size()) std::printf("            %s: and %zu more\n", line.subject.c_str(), line.n_faults - line.faults.size());
   std::fflush(stdout);
 }
 
-int Report::finish(const std::string& plugin, const std::string& device) {
+int Report::finish(const std::string& plugin, const std::string& device, bool whole) {
+  for (const Expectation* e : expectations_.unmet()) {
+    if (!whole) break;
+    Line line(e->subject, e->dtype, e->mode);
+    line.faults.push_back(fmt::format("{} expects something of a line that there is not: the entry must go", e->where));
+    line.n_faults = 1;
+    lines_.push_back(line);
+    print(line);
+  }
   const auto count = [&](const char* result) {
     return std::count_if(lines_.begin(), lines_.end(), [&](const Line& l) { return l.result() == std::string_view(result); });
   };
@@ -65,11 +98,11 @@ int Report::finish(const std::string& plugin, const std::string& device) {
     const nlohmann::json all{{"plugin", plugin}, {"device", device}, {"pass", good}, {"lines", list}};
     std::printf("%s\n", all.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
   } else {
-    std::printf("%s, %s: %s (%td lines pass, %td fail, %td unsupported, %td absent)\n", plugin.c_str(), device.c_str(),
+    std::printf("%s, %s: %s (%td lines pass, %td fail, %td fail as expected, %td unsupported, %td absent)\n", plugin.c_str(), device.c_str(),
                 good            ? "conforms"
                 : count("FAIL") ? "DOES NOT CONFORM"
                                 : "NOTHING WAS CHECKED",
-                count("pass"), count("FAIL"), count("unsupported"), count("absent"));
+                count("pass"), count("FAIL"), count("expected"), count("unsupported"), count("absent"));
   }
   return good ? 0 : 1;
 }

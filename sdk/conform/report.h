@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "conform/compare.h"
+#include "conform/expect.h"
 
 namespace conform {
 
@@ -18,11 +19,14 @@ class Line {
   void refuse(const std::string& sentence) { reason = sentence; }
 
   bool failed() const { return n_faults > 0; }
-  // "FAIL" a fault; "pass" every case; "unsupported" the plugin refused all of them; "absent" it has no such slot
-  const char* result() const { return failed() ? "FAIL" : n_cases ? "pass" : absent ? "absent" : "unsupported"; }
+  // "FAIL" a fault; "expected" a fault that the list of expected ones names; "pass" every case; "unsupported" the plugin
+  // refused all of them; "absent" it has no such slot
+  const char* result() const { return failed() ? (expected ? "expected" : "FAIL") : n_cases ? "pass" : absent ? "absent" : "unsupported"; }
+  // Holds the line against the list: what is not as the list says becomes a fault.
+  void judge(Expectations& list);
 
   std::string subject, dtype, mode;
-  bool absent = false;
+  bool absent = false, expected = false;
   std::string reason;  // of a refusal or an absence
   uint32_t n_cases = 0, n_faults = 0;
   Verdict worst;
@@ -32,12 +36,16 @@ class Line {
 
 class Report {
  public:
-  explicit Report(bool json) : json_(json) {}
-  void add(const Line& line);                                        // printed at once, unless as JSON
-  int finish(const std::string& plugin, const std::string& device);  // the summary; returns the exit code
+  Report(bool json, Expectations expectations) : json_(json), expectations_(std::move(expectations)) {}
+  void add(Line line);  // printed at once, unless as JSON
+  // The summary; returns the exit code. `whole`: every line was asked for, so that an entry of the list without one is a fault.
+  int finish(const std::string& plugin, const std::string& device, bool whole);
 
  private:
+  void print(const Line& line) const;
+
   bool json_;
+  Expectations expectations_;
   std::vector<Line> lines_;
 };
 

@@ -10,9 +10,6 @@
 namespace conform {
 namespace {
 
-// linear's output x is added to, so it is an input too
-bool is_input(const StageCase& c, const Argument& a) { return a.in >= 0 || (c.stage == "linear" && c.which == DUETP_LINEAR_OUTPUT && a.out == 0); }
-
 uint64_t hash(const char* name) {
   uint64_t h = 14695981039346656037u;
   for (; *name; ++name) h = (h ^ static_cast<unsigned char>(*name)) * 1099511628211u;
@@ -46,6 +43,8 @@ std::vector<float> numbers(const Argument& a, int32_t t, const duetp_shape& s, c
 }
 
 }  // namespace
+
+bool is_input(const StageCase& c, const Argument& a) { return a.in >= 0 || (c.stage == "linear" && c.which == DUETP_LINEAR_OUTPUT && a.out == 0); }
 
 const char* name_of(Pattern p) {
   constexpr const char* names[] = {"random", "fast decay", "slow decay", "saturated gates"};
@@ -95,30 +94,22 @@ std::vector<StageCase> stage_cases() {
   };
 }
 
-Outcome run_stage(Device& d, const Model& m, const Model::Layers& layers, const StageCase& c, const Batch& b, duet_mode mode, State& state,
-                  const Input& input) {
-  const uint32_t layer = std::min(c.layer, m.shape.n_layer), C = m.shape.n_embd;
+StageRun::StageRun(Device& d, const Model& m, const Model::Layers& layers, const StageCase& c, const Batch& b, duet_mode mode, State& state, const Input& input)
+    : device_(d), layers_(layers), case_(c) {
+  const uint32_t C = m.shape.n_embd;
   const size_t T = static_cast<size_t>(b.n_tokens());
   std::vector<int32_t> tokens(T);
   for (size_t t = 0; t < T; ++t) tokens[t] = ((input.first + static_cast<int32_t>(t)) * 31 + 5) % static_cast<int32_t>(m.shape.n_vocab);
-  const Frame frame(d, b, tokens);
-  duetp_stage s{};
-  s.size = sizeof s;
-  s.which = c.which;
-  s.layer_index = layer;
-  s.mode = mode;
-  s.layer = layers[layer];
-  s.frame = frame.table();
-  s.state = state.get();
-  struct Place {
-    std::unique_ptr<Memory> memory;
-    std::vector<unsigned char> data;  // of an input
-    uint32_t columns;
-  };
-  std::map<std::string, Place> places;
+  frame_ = std::make_unique<Frame>(d, b, tokens);
+  table_.size = sizeof table_;
+  table_.which = c.which;
+  table_.mode = mode;
+  table_.frame = frame_->table();
+  table_.state = state.get();
+  in_layer(std::min(c.layer, m.shape.n_layer));
   for (const Argument& a : c.arguments) {
     const duet_dtype dtype = a.m ? matrix_input(m.weights) : DUET_F32;
-    Place& p = places[a.name];
+    Place& p = places_[a.name];
     p.columns = a.rows == 'V' ? m.shape.n_vocab : C;
     const size_t rows = (a.rows == 'T' ? T : b.rows.size()) + Frame::kSpare, row = p.columns * bytes_of(dtype);
     p.memory = std::make_unique<Memory>(d, a.name, rows * row, dtype);
@@ -127,26 +118,40 @@ Outcome run_stage(Device& d, const Model& m, const Model::Layers& layers, const 
       for (size_t t = 0; t < T; ++t) encode(numbers(a, input.first + static_cast<int32_t>(t), m.shape, input), dtype, p.data.data() + t * row);
       p.memory->write(p.data.data(), p.data.size());
     }
-    if (a.in >= 0) s.in[a.in] = p.memory->ref();
-    if (a.out >= 0) s.out[a.out] = p.memory->ref();
+    if (a.in >= 0) table_.in[a.in] = p.memory->ref();
+    if (a.out >= 0) table_.out[a.out] = p.memory->ref();
   }
-  const auto enqueue = [&] { d.run(c.fn, s); };
-  if (input.recorded) {
-    Recording record(d, enqueue);
-    record.run();
-    d.wait();
-  } else {
-    enqueue();
-    d.wait();
-  }
+}
+
+void StageRun::enqueue() { device_.run(case_.fn, table_); }
+
+void StageRun::in_layer(uint32_t layer) {
+  table_.layer_index = layer;
+  table_.layer = layers_[layer];
+}
+
+Outcome StageRun::outcome() {
   Outcome out;
-  for (const Argument& a : c.arguments) {
-    const Place& p = places[a.name];
+  for (const Argument& a : case_.arguments) {
+    const Place& p = places_[a.name];
     std::vector<unsigned char> bytes = p.memory->read();
     if (a.out >= 0) out.outputs[a.name] = Outcome::Output(std::move(bytes), p.memory->dtype(), p.columns);
     else if (!std::equal(p.data.begin(), p.data.end(), bytes.begin())) throw std::runtime_error(std::string(a.name) + ": written to, though it is only read");
   }
   return out;
+}
+
+Outcome run_stage(Device& d, const Model& m, const Model::Layers& layers, const StageCase& c, const Batch& b, duet_mode mode, State& state, const Input& input) {
+  StageRun run(d, m, layers, c, b, mode, state, input);
+  if (input.recorded) {
+    Recording record(d, [&] { run.enqueue(); });
+    record.run();
+    d.wait();
+  } else {
+    run.enqueue();
+    d.wait();
+  }
+  return run.outcome();
 }
 
 }  // namespace conform

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -63,7 +64,33 @@ struct Input {
   bool recorded = false;  // through a recording
 };
 
-// Throws what the device said, or that a canary or an argument that is only read was written to.
+// A stage with its arguments in the memory of a device. State and layers must outlive it.
+class StageRun {
+ public:
+  StageRun(Device& d, const Model& m, const Model::Layers& layers, const StageCase& c, const Batch& b, duet_mode mode, State& state, const Input& input = {});
+  void enqueue();
+  void in_layer(uint32_t layer);  // instead of the case's own
+  // What has run after a wait. Throws that a canary or an argument that is only read was written to.
+  Outcome outcome();
+
+ private:
+  struct Place {
+    std::unique_ptr<Memory> memory;
+    std::vector<unsigned char> data;  // of an input
+    uint32_t columns;
+  };
+  Device& device_;
+  const Model::Layers& layers_;
+  StageCase case_;
+  std::unique_ptr<Frame> frame_;
+  std::map<std::string, Place> places_;
+  duetp_stage table_{};
+};
+
+// linear's output x is added to, so it is an input too
+bool is_input(const StageCase& c, const Argument& a);
+
+// Once, at once or through a recording. Throws what the device said, too.
 Outcome run_stage(Device& d, const Model& m, const Model::Layers& layers, const StageCase& c, const Batch& b, duet_mode mode, State& state,
                   const Input& input = {});
 

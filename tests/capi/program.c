@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "duet.h"
-#include "duet_host_memory.h"
 #include "duet_plugin.h"
+#include "duet_stage.h"
 
 static duet_status print(void* user, const char* text, size_t n) {
   *(size_t*)user += n;

@@ -1,11 +1,16 @@
 /* A plugin that computes one stage, wkv, on the host's memory, and is wrong in the way that BROKEN names. GOOD is right. */
 #include <duet_host_memory.h>
+#include <fenv.h>
+#include <locale.h>
 #include <math.h>
 #include <signal.h>
 #include <string.h>
 
-enum { GOOD, OFF_BY_ONE, PAST_THE_END, ZEROS, STATE_LAYOUT, NOT_DETERMINISTIC, OTHER_SLOT, CRASH, UNWRITTEN, INPUT, SECOND_LAYER };
+enum { GOOD, OFF_BY_ONE, PAST_THE_END, ZEROS, STATE_LAYOUT, NOT_DETERMINISTIC, OTHER_SLOT, KEEPS_MEMORY, ROUNDING, LOCALE, CRASH, UNWRITTEN, INPUT, SECOND_LAYER };
 enum { MAX_HEAD = 128 };
+
+static const duetp_host* host;
+static void* kept;
 
 /* One head: S [value][key] from the state or zero, then token after token */
 static void head(const duetp_stage* a, int32_t first, int32_t last, uint32_t h, float* state) {
@@ -46,6 +51,9 @@ static duet_status wkv(void* self, duetp_queue* q, const duetp_stage* a) {
     }
     if (BROKEN == OTHER_SLOT && slot >= 0) duetp_host_wkv(a->state, (int32_t)((uint32_t)(slot + 1) % a->state->n_slots), a->layer_index)[0] += 1;
   }
+  if (BROKEN == KEEPS_MEMORY && !kept) kept = host->alloc(host->self, 64, 64);
+  if (BROKEN == ROUNDING) fesetround(FE_UPWARD);
+  if (BROKEN == LOCALE) setlocale(LC_ALL, "C.UTF-8");
   if (BROKEN == CRASH) raise(SIGSEGV);
   if (BROKEN == INPUT) duetp_host_f32(a->in[DUETP_WKV_IN_R])[0] += 1;
   if (BROKEN == PAST_THE_END) y[(uint64_t)a->frame->n_tokens * C] = 1;
@@ -64,7 +72,7 @@ static const char* refuses(void* self, const duetp_shape* s, duet_dtype weights,
 static const duetp_ops ops = {.size = sizeof(duetp_ops), .wkv = wkv};
 static const duetp_device device = {.size = sizeof(duetp_device), .ops = &ops, .refuses = refuses};
 
-static duet_status open_plugin(const duetp_host* host, void** self) { return (void)host, *self = NULL, DUET_OK; }
+static duet_status open_plugin(const duetp_host* h, void** self) { return host = h, *self = NULL, DUET_OK; }
 static void close_plugin(void* self) { (void)self; }
 static uint32_t device_count(void* self) { return (void)self, 1; }
 static duet_status device_info(void* self, uint32_t index, duetp_device_info* io) {

@@ -1,5 +1,5 @@
-/* check MODEL: the default search finds the plugin `minimal` beside the installed library, and both modes of it give the
- * logits of the reference; it refuses bf16 in its own words. The World vocabulary is found too. */
+/* check MODEL PLUGIN [WORDS]: the default search finds the plugin beside the installed library, and both modes of it give the
+ * logits of the reference; it refuses bf16 with these words, if there are any. The World vocabulary is found too. */
 #include <duet.h>
 #include <math.h>
 #include <stdio.h>
@@ -52,18 +52,18 @@ int main(int argc, char** argv) {
   duet_model_options model_options = DUET_INIT(duet_model_options);
   static char report[1 << 16];
   size_t size;
-  if (argc != 2) return 2;
+  if (argc < 3) return 2;
   check(duet_library_create(NULL, &library), "library");
   check(duet_library_report(library, report, sizeof report, &size), "report");
   puts(report);
   check(duet_tokenizer_load(library, NULL, &world), "the World vocabulary");
   duet_tokenizer_free(world);
-  model_options.device = "minimal";
+  model_options.device = argv[2];
   model_options.weights = DUET_BF16;
-  if (duet_model_load(library, argv[1], &model_options, &model) != DUET_E_UNSUPPORTED || !strstr(duet_last_error(), "minimal writes f32 only")) return 1;
+  if (argc > 3 && (duet_model_load(library, argv[1], &model_options, &model) != DUET_E_UNSUPPORTED || !strstr(duet_last_error(), argv[3]))) return 1;
   for (duet_mode mode = DUET_MODE_RECURRENT; mode <= DUET_MODE_PARALLEL; ++mode) {
     uint32_t n;
-    float *ours = logits_of(library, argv[1], "minimal", mode, &n), *theirs = logits_of(library, argv[1], "reference", mode, &n);
+    float *ours = logits_of(library, argv[1], argv[2], mode, &n), *theirs = logits_of(library, argv[1], "reference", mode, &n);
     double worst = 0;
     for (uint32_t i = 0; i < n; ++i) worst = fmax(worst, fabs(ours[i] - theirs[i]));
     printf("mode %d: %u logits, largest difference %.3g\n", mode, n, worst);

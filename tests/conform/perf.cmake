@@ -1,0 +1,31 @@
+# -DCONFORM= duet-conform, -DPLUGIN= a plugin that computes wkv alone
+execute_process(COMMAND ${CONFORM} --plugin ${PLUGIN} --perf --quick --json OUTPUT_VARIABLE output COMMAND_ERROR_IS_FATAL ANY)
+message("${output}")
+string(JSON n LENGTH ${output} lines)
+if(NOT n EQUAL 9)  # of one stage, three dtypes in three runs
+  message(FATAL_ERROR "there are ${n} lines, not 9")
+endif()
+math(EXPR last "${n} - 1")
+set(C 768)  # the width of 0.1b
+foreach(i RANGE ${last})
+  foreach(key subject run bytes seconds floor_seconds percent_of_floor)
+    string(JSON ${key} GET ${output} lines ${i} ${key})
+  endforeach()
+  string(REGEX MATCH "[0-9]+" n_tokens "${run}")
+  set(n_seqs ${n_tokens})
+  if(run MATCHES "^T")
+    set(n_seqs 1)
+  endif()
+  math(EXPR want "${n_tokens} * 7 * ${C} * 4 + ${n_seqs} * 2 * ${C} * 64 * 4")  # six inputs and y; states read and written
+  if(NOT subject STREQUAL "wkv" OR NOT bytes EQUAL want)
+    message(FATAL_ERROR "${subject}, ${run}: ${bytes} bytes, not ${want}")
+  endif()
+  if(NOT seconds GREATER 0 OR NOT floor_seconds GREATER 0 OR NOT percent_of_floor GREATER 0)
+    message(FATAL_ERROR "${subject}, ${run}: ${seconds} s, ${floor_seconds} s, ${percent_of_floor} %")
+  endif()
+endforeach()
+
+execute_process(COMMAND ${CONFORM} --plugin ${PLUGIN} --perf --quick --stage head RESULT_VARIABLE result OUTPUT_VARIABLE output)
+if(NOT result EQUAL 1 OR NOT output MATCHES "nothing of what was asked for is the plugin's own")
+  message(FATAL_ERROR "${result}: ${output}")
+endif()

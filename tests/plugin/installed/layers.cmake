@@ -1,0 +1,13 @@
+# The interposing layers: those of the installed tree, and the same built against it, which nothing else of the tree may stand in for
+include(${CMAKE_CURRENT_LIST_DIR}/common.cmake)
+set(generate ${prefix}/bin/duet generate --backend reference --prompt Once --max-tokens 2)
+run(${generate} --layers validate,trace,canary)
+foreach(layer validate trace canary)
+  build(${SOURCE}/plugins/${layer})
+  list(APPEND built ${FOLDER}/${layer}-build/duet/plugins-1)
+endforeach()
+string(JOIN ":" built ${built})
+run(${generate} --layers canary,validate,trace --plugin-path ${built})
+if(NOT output MATCHES "validate: 158 stages of reference[^\n]* agree" OR NOT output MATCHES "trace: wkv +12 ")
+  message(FATAL_ERROR "the layers do not say what they saw")
+endif()

@@ -1,0 +1,11 @@
+# plugins/minimal, which refuses bf16 in its own words
+include(${CMAKE_CURRENT_LIST_DIR}/common.cmake)
+plugin(minimal)
+if(NOT output MATCHES "libduet_minimal|minimal.duet.json")
+  message(FATAL_ERROR "the report does not name the plugin")
+endif()
+run(${FOLDER}/check-build/check ${model} minimal "minimal writes f32 only")
+run(${prefix}/bin/duet-conform --plugin ${plugins}/libduet_minimal.so --quick --expect ${FOLDER}/minimal/conform.expect)
+if(NOT output MATCHES "pass +norm_gate +f32" OR NOT output MATCHES "unsupported +norm_gate +bf16[^\n]*load the model with f32")
+  message(FATAL_ERROR "duet-conform does not say that norm_gate is right with f32 and refused with bf16")
+endif()
