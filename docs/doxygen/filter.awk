@@ -1,6 +1,6 @@
 # Shows a header to doxygen: its plain comments become documentation, so that the headers need no marks. A comment of its own
-# describes what follows, one behind code describes that; where that is several names, each of them. The fields `size` and
-# `reserved` mean the same everywhere. A line of a header stays a line.
+# describes what follows, one behind code describes that; where that is several names, each of them. The fields `size`,
+# `reserved` and `run` mean the same everywhere. A line of a header stays a line.
 
 # each("  const char *id, *name;", text): the names one by one, with the text behind each but the first `n_done`
 function each(code, text, n_done,    end, type, names, n, i, out) {
@@ -22,6 +22,7 @@ function is_list(code) {
 BEGIN {
   common["size"] = "sizeof the struct when its writer was compiled"
   common["reserved"] = "0"
+  common["run"] = "what every stage has"
 }
 
 FNR == 1 {
@@ -66,5 +67,5 @@ match($0, /[^ ] +\/\* /) && (!index(substr($0, RSTART), "*/") || index(substr($0
   print whole && is_list(code) ? each(code, text, 0) : code " /**< " text (whole ? " */" : "")
   next
 }
-/^  uint32_t (size|reserved);$/ || is_list($0) { print each($0, above, 1); next }
+/^  [a-z_0-9]+ (size|reserved|run);$/ || is_list($0) { print each($0, above, 1); next }
 { print }

@@ -14,22 +14,27 @@ extern "C" {
 
 /* ---- numbers ------------------------------------------------------------------------------------------- */
 
+/* the float of these bits */
 static inline float duetp_f32_of_bits(uint32_t u) {
   float f;
   memcpy(&f, &u, sizeof f);
   return f;
 }
+/* the bits of this float */
 static inline uint32_t duetp_bits_of_f32(float f) {
   uint32_t u;
   memcpy(&u, &f, sizeof u);
   return u;
 }
+/* exact */
 static inline float duetp_f32_of_bf16(uint16_t h) { return duetp_f32_of_bits((uint32_t)h << 16); }
-static inline uint16_t duetp_bf16_of_f32(float f) { /* to nearest, ties to even; NaN stays NaN */
+/* to nearest, ties to even; NaN stays NaN */
+static inline uint16_t duetp_bf16_of_f32(float f) {
   const uint32_t u = duetp_bits_of_f32(f);
   if ((u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(u >> 16 | 0x40);
   return (uint16_t)((u + 0x7fffu + (u >> 16 & 1)) >> 16);
 }
+/* exact */
 static inline float duetp_f32_of_f16(uint16_t h) {
   const uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, fraction = h & 1023;
   if (exponent == 31) return duetp_f32_of_bits(sign | 0x7f800000u | fraction << 13);
@@ -51,6 +56,7 @@ static inline void duetp_put(void* p, duet_dtype t, uint64_t i, float v) {
 
 /* ---- what every stage has ------------------------------------------------------------------------------ */
 
+/* Sizes, and the frame's arrays. */
 typedef struct duetp_run {
   uint32_t n_tokens, n_seqs, n_rows;             /* of this run, not the frame's capacities */
   uint32_t C, H, N, F, V;                        /* width, heads, channels of a head, inner width of the channel mix, vocabulary */
@@ -59,9 +65,10 @@ typedef struct duetp_run {
   duet_dtype m;                                  /* of the matrix inputs, marked (m) below: bf16 beside bf16 weights, else f32 */
   uint32_t layer_index;                          /* 0 .. n_layer */
   const int32_t *tokens, *starts, *slots, *rows; /* [n_tokens], [n_seqs+1], [n_seqs], [n_rows] */
-  duetp_state* state;
+  duetp_state* state;                            /* of all slots: see duetp_seq */
 } duetp_run;
 
+/* Of a call. */
 static inline duetp_run duetp_run_of(const duetp_stage* a) {
   const int32_t* used = duetp_host_i32(a->frame->used);
   const duetp_shape* s = &a->layer->shape;
@@ -84,6 +91,7 @@ typedef struct duetp_seq {
   float *att_x, *wkv, *ffn_x; /* [C], [H,N,N] (value row, key column), [C]. NULL: begin with zeros and keep nothing */
 } duetp_seq;
 
+/* Sequence i, from 0 to n_seqs - 1. */
 static inline duetp_seq duetp_seq_of(const duetp_run* r, uint32_t i) {
   duetp_seq s;
   s.first = (uint32_t)r->starts[i], s.end = (uint32_t)r->starts[i + 1];
@@ -93,12 +101,14 @@ static inline duetp_seq duetp_seq_of(const duetp_run* r, uint32_t i) {
   return s;
 }
 
-typedef struct duetp_matrix { /* a weight of any dtype: read it with duetp_weight */
-  const duetp_tensor* tensor;
+/* A weight of any dtype: read it with duetp_weight. */
+typedef struct duetp_matrix {
+  const duetp_tensor* tensor; /* the layer's */
   uint32_t out, in;          /* y [out] = W x [in], whichever way round it lies */
   duetp_quantised_form form; /* of DUET_I8 and DUET_I4 */
 } duetp_matrix;
 
+/* The matrix `id` (DUETP_T_*) of the call's layer. */
 static inline duetp_matrix duetp_matrix_of(const duetp_stage* a, uint32_t id) {
   const int in_major = duetp_is_in_major(id);
   duetp_matrix m;
@@ -127,17 +137,20 @@ static inline void duetp_round_inputs(float* x, uint32_t n, duet_dtype weights) 
     for (j = 0; j < count; ++j) x[i + j] = scale * (float)q[j];
   }
 }
+/* The vector `id` (DUETP_T_*) of the call's layer; NULL where it has none. */
 static inline const float* duetp_vector_of(const duetp_stage* a, uint32_t id) { return (const float*)a->layer->tensor[id].data; }
 
 /* ---- the stages ---------------------------------------------------------------------------------------- */
 /* Activations are [n_tokens,C], f32 as `float*`, (m) as `void*`. Vectors are [C], but for r_k [H,N], which is as long. */
 
+/* The arguments of embed. */
 typedef struct duetp_embed {
   duetp_run run;
   duetp_matrix emb; /* [V,C] */
-  const float *ln_w, *ln_b;
-  float* x;
+  const float *ln_w, *ln_b; /* of ln0 */
+  float* x;                 /* the output */
 } duetp_embed;
+/* Of a call. */
 static inline duetp_embed duetp_embed_of(const duetp_stage* a) {
   duetp_embed s;
   s.run = duetp_run_of(a);
@@ -147,12 +160,14 @@ static inline duetp_embed duetp_embed_of(const duetp_stage* a) {
   return s;
 }
 
+/* The arguments of shift_mix. */
 typedef struct duetp_shift_mix {
   duetp_run run;
-  const float *x, *ln_w, *ln_b;
+  const float *x, *ln_w, *ln_b; /* the input, and ln1 */
   const float* mix[6]; /* r w k v a g */
   void* out[6];        /* (m) in the same order */
 } duetp_shift_mix;
+/* Of a call. */
 static inline duetp_shift_mix duetp_shift_mix_of(const duetp_stage* a) {
   duetp_shift_mix s;
   s.run = duetp_run_of(a);
@@ -165,13 +180,15 @@ static inline duetp_shift_mix duetp_shift_mix_of(const duetp_stage* a) {
   return s;
 }
 
+/* The arguments of linear. */
 typedef struct duetp_linear {
   duetp_run run;
   duetp_matrix weight; /* [C,C] */
   const void* in;      /* (m) */
-  float* out;
-  int adds; /* out += weight in, else out = weight in */
+  float* out;          /* [n_tokens,C] */
+  int adds;            /* out += weight in, else out = weight in */
 } duetp_linear;
+/* Of a call. */
 static inline duetp_linear duetp_linear_of(const duetp_stage* a) {
   duetp_linear s;
   s.run = duetp_run_of(a);
@@ -182,14 +199,16 @@ static inline duetp_linear duetp_linear_of(const duetp_stage* a) {
   return s;
 }
 
+/* The arguments of lowrank. */
 typedef struct duetp_lowrank {
   duetp_run run;
   uint32_t which;      /* DUETP_LOWRANK_*, which names the activation */
   uint32_t D;          /* the rank */
   duetp_matrix m1, m2; /* C to D, D to C */
   const void* in;      /* (m) */
-  float* out;
+  float* out;          /* [n_tokens,C] */
 } duetp_lowrank;
+/* Of a call. */
 static inline duetp_lowrank duetp_lowrank_of(const duetp_stage* a) {
   duetp_lowrank s;
   s.run = duetp_run_of(a);
@@ -205,10 +224,11 @@ static inline duetp_lowrank duetp_lowrank_of(const duetp_stage* a) {
  * out_v_first is written; in the others it is NULL. */
 typedef struct duetp_wkv_prepare {
   duetp_run run;
-  const float *k, *v, *lw, *la, *lv, *v_first;
-  const float *w0, *a0, *v0, *k_k, *k_a;
-  float *out_k, *out_v, *out_w_raw, *out_a, *out_kk, *out_v_first;
+  const float *k, *v, *lw, *la, *lv, *v_first;                     /* inputs */
+  const float *w0, *a0, *v0, *k_k, *k_a;                           /* vectors */
+  float *out_k, *out_v, *out_w_raw, *out_a, *out_kk, *out_v_first; /* outputs */
 } duetp_wkv_prepare;
+/* Of a call. */
 static inline duetp_wkv_prepare duetp_wkv_prepare_of(const duetp_stage* a) {
   duetp_wkv_prepare s;
   s.run = duetp_run_of(a);
@@ -223,11 +243,13 @@ static inline duetp_wkv_prepare duetp_wkv_prepare_of(const duetp_stage* a) {
   return s;
 }
 
+/* The arguments of wkv. */
 typedef struct duetp_wkv {
   duetp_run run;
-  const float *r, *w_raw, *k, *v, *kk, *a;
-  float* y;
+  const float *r, *w_raw, *k, *v, *kk, *a; /* inputs */
+  float* y;                                /* the output */
 } duetp_wkv;
+/* Of a call. */
 static inline duetp_wkv duetp_wkv_of(const duetp_stage* a) {
   duetp_wkv s;
   s.run = duetp_run_of(a);
@@ -238,12 +260,14 @@ static inline duetp_wkv duetp_wkv_of(const duetp_stage* a) {
   return s;
 }
 
+/* The arguments of norm_gate. */
 typedef struct duetp_norm_gate {
   duetp_run run;
-  const float *y, *r, *k, *v, *g;
-  const float *r_k, *ln_w, *ln_b;
-  void* out; /* (m) */
+  const float *y, *r, *k, *v, *g;  /* inputs */
+  const float *r_k, *ln_w, *ln_b;  /* r_k; ln_x */
+  void* out;                       /* (m) */
 } duetp_norm_gate;
+/* Of a call. */
 static inline duetp_norm_gate duetp_norm_gate_of(const duetp_stage* a) {
   duetp_norm_gate s;
   s.run = duetp_run_of(a);
@@ -255,12 +279,14 @@ static inline duetp_norm_gate duetp_norm_gate_of(const duetp_stage* a) {
   return s;
 }
 
+/* The arguments of channel_mix. */
 typedef struct duetp_channel_mix {
   duetp_run run;
-  const float *ln_w, *ln_b, *x_k;
+  const float *ln_w, *ln_b, *x_k; /* of ln2; the share of the token shift */
   duetp_matrix key, value; /* [F,C], [C,F] */
   float* x;                /* read, and added to */
 } duetp_channel_mix;
+/* Of a call. */
 static inline duetp_channel_mix duetp_channel_mix_of(const duetp_stage* a) {
   duetp_channel_mix s;
   s.run = duetp_run_of(a);
@@ -270,12 +296,14 @@ static inline duetp_channel_mix duetp_channel_mix_of(const duetp_stage* a) {
   return s;
 }
 
+/* The arguments of head. */
 typedef struct duetp_head {
   duetp_run run;
-  const float *x, *ln_w, *ln_b;
+  const float *x, *ln_w, *ln_b; /* the input, and ln_out */
   duetp_matrix head;      /* [V,C] */
   float *hidden, *logits; /* [n_rows,C], [n_rows,V]; either may be NULL */
 } duetp_head;
+/* Of a call. */
 static inline duetp_head duetp_head_of(const duetp_stage* a) {
   duetp_head s;
   s.run = duetp_run_of(a);

@@ -1,4 +1,5 @@
 /* A plugin that computes one stage, wkv, on the host's memory, and is wrong in the way that BROKEN names. GOOD is right. */
+#define _POSIX_C_SOURCE 200809L /* sigset_t */
 #include <duet_host_memory.h>
 #include <fenv.h>
 #include <locale.h>
@@ -6,7 +7,7 @@
 #include <signal.h>
 #include <string.h>
 
-enum { GOOD, OFF_BY_ONE, PAST_THE_END, ZEROS, STATE_LAYOUT, NOT_DETERMINISTIC, OTHER_SLOT, KEEPS_MEMORY, ROUNDING, LOCALE, CRASH, UNWRITTEN, INPUT, SECOND_LAYER };
+enum { GOOD, OFF_BY_ONE, PAST_THE_END, ZEROS, STATE_LAYOUT, NOT_DETERMINISTIC, OTHER_SLOT, KEEPS_MEMORY, ROUNDING, LOCALE, CRASH, UNWRITTEN, INPUT, SECOND_LAYER, SIGNALS };
 enum { MAX_HEAD = 128 };
 
 static const duetp_host* host;
@@ -54,6 +55,11 @@ static duet_status wkv(void* self, duetp_queue* q, const duetp_stage* a) {
   if (BROKEN == KEEPS_MEMORY && !kept) kept = host->alloc(host->self, 64, 64);
   if (BROKEN == ROUNDING) fesetround(FE_UPWARD);
   if (BROKEN == LOCALE) setlocale(LC_ALL, "C.UTF-8");
+  if (BROKEN == SIGNALS) {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, NULL);
+  }
   if (BROKEN == CRASH) raise(SIGSEGV);
   if (BROKEN == INPUT) duetp_host_f32(a->in[DUETP_WKV_IN_R])[0] += 1;
   if (BROKEN == PAST_THE_END) y[(uint64_t)a->frame->n_tokens * C] = 1;
