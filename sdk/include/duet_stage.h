@@ -130,7 +130,7 @@ static inline void duetp_round_inputs(float* x, uint32_t n, duet_dtype weights) 
     for (i = 0; i < n; ++i) x[i] = duetp_f32_of_bf16(duetp_bf16_of_f32(x[i]));
   if (!duetp_is_quantised(weights)) return;
   for (i = 0; i < n; i += DUETP_QUANTISED_GROUP) {
-    const uint32_t count = n - i < DUETP_QUANTISED_GROUP ? n - i : DUETP_QUANTISED_GROUP;
+    const uint32_t group = DUETP_QUANTISED_GROUP, count = n - i < group ? n - i : group;
     int8_t q[DUETP_QUANTISED_GROUP];
     float scale;
     duetp_round_input(x + i, count, q, &scale);
