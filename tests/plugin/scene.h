@@ -67,7 +67,7 @@ struct World {
   Team team{1};
   Log log{[](void*, int32_t, const char*) {}, nullptr, DUET_LOG_OFF};
   Registry registry;
-  explicit World(const std::string& plugin_path = "") : registry({plugin_path}, team, log) {}
+  explicit World(const std::string& plugin_path = "") : registry({plugin_path, ""}, team, log) {}
   Json report() { return parse_json(registry.report(), "the report")["plugins"]; }
 };
 
