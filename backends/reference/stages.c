@@ -119,7 +119,7 @@ static duet_status wkv_prepare(void* self, duetp_queue* q, const duetp_stage* a)
   const uint32_t H = s.run.H, N = s.run.N;
   (void)self, (void)q;
   for (uint64_t th = 0; th < (uint64_t)s.run.n_tokens * H; ++th) {
-    const uint64_t at = th * N;                /* first channel of this token's head */
+    const uint64_t at = th * N;                 /* first channel of this token's head */
     const uint32_t ch = (uint32_t)(th % H) * N; /* the same within [C] */
     double norm = 0;
     for (uint32_t i = 0; i < N; ++i) {

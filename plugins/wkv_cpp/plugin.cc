@@ -20,7 +20,7 @@ struct Plugin {
 // One call, shared by the threads: each takes the next head of the next sequence until none is left.
 struct Work {
   duetp_wkv stage;
-  float* scratch;          // of each thread, `share` floats: a state for sequences without one, and what walk() needs
+  float* scratch;  // of each thread, `share` floats: a state for sequences without one, and what walk() needs
   size_t share;
   std::atomic<uint32_t> next{0};
 };

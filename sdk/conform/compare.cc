@@ -107,7 +107,8 @@ Verdict compare_states(State& got, State& want, const Batch& b, double limit) {
     const double d = distance(g, w);
     if (v.where.empty() || d > v.worst) v.worst = d, v.where = "the state";
     if (!(d <= limit) && v.fault.empty())
-      v.fault = fmt::format("the state: slot {} is {:.2g} from the reference, more than {:.2g}; the first in {}", slot, d, limit, got.place(first_beyond(limit, g, w)));
+      v.fault = fmt::format("the state: slot {} is {:.2g} from the reference, more than {:.2g}; the first in {}", slot, d, limit,
+                            got.place(first_beyond(limit, g, w)));
   }
   return v;
 }

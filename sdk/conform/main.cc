@@ -77,10 +77,17 @@ Expectations read_expectations(const char* file) {
 }
 
 Options parse(int argc, char** argv) {
-  const option names[] = {{"plugin", required_argument, nullptr, 'p'}, {"device", required_argument, nullptr, 'd'}, {"stage", required_argument, nullptr, 's'},
-                          {"rung", required_argument, nullptr, 'r'},   {"seed", required_argument, nullptr, 'n'},   {"quick", no_argument, nullptr, 'q'},
-                          {"json", no_argument, nullptr, 'j'},         {"help", no_argument, nullptr, 'h'},         {"expect", required_argument, nullptr, 'e'},
-                          {"perf", no_argument, nullptr, 'm'},         {}};
+  const option names[] = {{"plugin", required_argument, nullptr, 'p'},
+                          {"device", required_argument, nullptr, 'd'},
+                          {"stage", required_argument, nullptr, 's'},
+                          {"rung", required_argument, nullptr, 'r'},
+                          {"seed", required_argument, nullptr, 'n'},
+                          {"quick", no_argument, nullptr, 'q'},
+                          {"json", no_argument, nullptr, 'j'},
+                          {"help", no_argument, nullptr, 'h'},
+                          {"expect", required_argument, nullptr, 'e'},
+                          {"perf", no_argument, nullptr, 'm'},
+                          {}};
   Options o;
   int c;
   while ((c = ::getopt_long(argc, argv, "", names, nullptr)) != -1) switch (c) {

@@ -165,7 +165,8 @@ uint64_t step_bytes(const Model& m, const Batch& b) {
   for (const StageCase& c : stage_cases()) {
     if (is_variation(c)) continue;
     const uint64_t layers = c.layer == kBlock ? 1 : c.stage == "lowrank" && c.which == DUETP_LOWRANK_V ? m.shape.n_layer - 1 : m.shape.n_layer;
-    bytes += layers * (weight_bytes(c.stage, c.which, m.shape, m.weights, static_cast<uint64_t>(b.n_tokens())) + b.lengths.size() * state_bytes(c.stage, m.shape));
+    bytes +=
+        layers * (weight_bytes(c.stage, c.which, m.shape, m.weights, static_cast<uint64_t>(b.n_tokens())) + b.lengths.size() * state_bytes(c.stage, m.shape));
   }
   return bytes;
 }
@@ -182,8 +183,15 @@ class Table {
     const char* mode = run.mode == DUET_MODE_RECURRENT ? "recurrent" : "parallel";
     ++n_lines_;
     if (x_.json) {
-      lines_.push_back({{"subject", subject}, {"model", scale.name}, {"dtype", name_of(dtype)}, {"mode", mode}, {"run", run.name()}, {"seconds", seconds},
-                        {"bytes", bytes}, {"floor_seconds", floor}, {"percent_of_floor", 100 * floor / seconds}});
+      lines_.push_back({{"subject", subject},
+                        {"model", scale.name},
+                        {"dtype", name_of(dtype)},
+                        {"mode", mode},
+                        {"run", run.name()},
+                        {"seconds", seconds},
+                        {"bytes", bytes},
+                        {"floor_seconds", floor},
+                        {"percent_of_floor", 100 * floor / seconds}});
       return;
     }
     std::printf("%-16s%-6s%-6s%-11s%-10s%12.1f%12.1f%12.1f%8.0f\n", subject.c_str(), scale.name, name_of(dtype), mode, run.name().c_str(), 1e6 * seconds,
@@ -192,8 +200,11 @@ class Table {
   }
   int finish() {
     if (x_.json) {
-      const nlohmann::json all{{"plugin", x_.device.slots().spec}, {"device", x_.device.slots().info.name}, {"bytes_per_s", sweep_.bytes_per_s()},
-                               {"measured", sweep_.name()}, {"lines", lines_}};
+      const nlohmann::json all{{"plugin", x_.device.slots().spec},
+                               {"device", x_.device.slots().info.name},
+                               {"bytes_per_s", sweep_.bytes_per_s()},
+                               {"measured", sweep_.name()},
+                               {"lines", lines_}};
       std::printf("%s\n", all.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
     } else if (n_lines_ == 0) {
       std::printf("nothing of what was asked for is the plugin's own\n");

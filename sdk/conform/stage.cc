@@ -141,7 +141,8 @@ Outcome StageRun::outcome() {
   return out;
 }
 
-Outcome run_stage(Device& d, const Model& m, const Model::Layers& layers, const StageCase& c, const Batch& b, duet_mode mode, State& state, const Input& input) {
+Outcome run_stage(Device& d, const Model& m, const Model::Layers& layers, const StageCase& c, const Batch& b, duet_mode mode, State& state,
+                  const Input& input) {
   StageRun run(d, m, layers, c, b, mode, state, input);
   if (input.recorded) {
     Recording record(d, [&] { run.enqueue(); });

@@ -48,10 +48,8 @@ static inline float duetp_get(const void* p, duet_dtype t, uint64_t i) {
 }
 /* the same, written: f32 or bf16, which are all that a stage writes */
 static inline void duetp_put(void* p, duet_dtype t, uint64_t i, float v) {
-  if (t == DUET_BF16)
-    ((uint16_t*)p)[i] = duetp_bf16_of_f32(v);
-  else
-    ((float*)p)[i] = v;
+  if (t == DUET_BF16) ((uint16_t*)p)[i] = duetp_bf16_of_f32(v);
+  else ((float*)p)[i] = v;
 }
 
 /* ---- what every stage has ------------------------------------------------------------------------------ */

@@ -1,9 +1,9 @@
 /* y = LN(x; ln1); out q = y + (y_prev - y) * x_q: sequence after sequence, with the state before the first token and after
  * the last, and memory for a while. */
-#include "plugin.h"
-
 #include <math.h>
 #include <string.h>
+
+#include "plugin.h"
 
 static void layer_norm(const duetp_shift_mix* s, const float* x, float* y) {
   const uint32_t C = s->run.C;
@@ -26,10 +26,8 @@ duet_status shift_mix(void* self, duetp_queue* q, const duetp_stage* a) {
   float* before = y + C; /* y of the token before */
   for (uint32_t i = 0; i < s.run.n_seqs; ++i) {
     const duetp_seq seq = duetp_seq_of(&s.run, i);
-    if (seq.att_x)
-      memcpy(before, seq.att_x, C * sizeof *y);
-    else
-      memset(before, 0, C * sizeof *y);
+    if (seq.att_x) memcpy(before, seq.att_x, C * sizeof *y);
+    else memset(before, 0, C * sizeof *y);
     for (uint32_t t = seq.first; t < seq.end; ++t) {
       layer_norm(&s, s.x + (uint64_t)t * C, y);
       for (uint32_t m = 0; m < 6; ++m)

@@ -5,7 +5,9 @@
 
 enum { SHORT_COPY, STALE_BUFFER, MISALIGNED };
 
-static duet_status copy(void* self, duetp_queue* q, duetp_ref dst, duetp_ref src, uint64_t n) { return duet_reference_memory.copy(self, q, dst, src, n - n / 1000); }
+static duet_status copy(void* self, duetp_queue* q, duetp_ref dst, duetp_ref src, uint64_t n) {
+  return duet_reference_memory.copy(self, q, dst, src, n - n / 1000);
+}
 
 static duet_status buffer_new(void* self, uint64_t bytes, duetp_buffer** out) {
   const duet_status status = duet_reference_memory.buffer_new(self, bytes, out);

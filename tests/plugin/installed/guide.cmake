@@ -1,6 +1,7 @@
 # Does what "Writing one" in docs/plugins.md says, command by command, in an empty folder.
 include(${CMAKE_CURRENT_LIST_DIR}/common.cmake)
 set(folder ${FOLDER}/guide)
+file(REMOVE_RECURSE ${folder})
 file(MAKE_DIRECTORY ${folder}/empty)
 execute_process(COMMAND awk "/^## / { here = $0 == \"## Writing one\" } /^```$/ { taken = 0 } here && taken { print } here && /^```sh$/ { taken = 1 }"
   INPUT_FILE ${SOURCE}/docs/plugins.md OUTPUT_FILE ${folder}/commands.sh COMMAND_ERROR_IS_FATAL ANY)

@@ -9,3 +9,9 @@ run(${prefix}/bin/duet-conform --plugin ${plugins}/libduet_minimal.so --quick --
 if(NOT output MATCHES "pass +norm_gate +f32" OR NOT output MATCHES "unsupported +norm_gate +bf16[^\n]*load the model with f32")
   message(FATAL_ERROR "duet-conform does not say that norm_gate is right with f32 and refused with bf16")
 endif()
+file(WRITE ${FOLDER}/empty.expect "# nothing\n")
+execute_process(COMMAND ${prefix}/bin/duet-conform --plugin ${plugins}/libduet_minimal.so --quick --stage norm_gate --expect ${FOLDER}/empty.expect
+  RESULT_VARIABLE result OUTPUT_VARIABLE output)
+if(NOT result EQUAL 1 OR NOT output MATCHES "norm_gate: unsupported, which [^\n]*empty.expect does not say")
+  message(FATAL_ERROR "a refusal that the list does not know must fail: ${output}")
+endif()
