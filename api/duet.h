@@ -83,7 +83,7 @@ enum {
 DUET_API duet_status duet_file_info(duet_library* library, const char* path, uint32_t flags, char* dst, size_t cap, size_t* out_size);
 typedef struct duet_convert_options {
   uint32_t size;
-  duet_dtype weights; /* dtype of the matrices; 0 = as stored. Vectors keep their dtype */
+  duet_dtype weights; /* dtype of the matrices, DUET_I8 (q8) and DUET_I4 (q4) included; 0 = as stored. Vectors keep their dtype */
   uint32_t overwrite; /* 0: an existing output is DUET_E_EXISTS */
   uint32_t flags;     /* DUET_FILE_* */
   duet_progress_fn progress; /* bytes */
@@ -95,7 +95,7 @@ typedef struct duet_init_options {
   uint32_t size;
   uint32_t n_layer, n_embd, n_vocab; /* required */
   uint32_t head_size;                /* 0 = 64; must divide n_embd */
-  duet_dtype weights;                /* 0 = f32 */
+  duet_dtype weights;                /* f32, f16 or bf16; 0 = f32 */
   uint32_t overwrite, reserved;
   uint64_t seed;
   duet_progress_fn progress; /* bytes; since 1.1 */
