@@ -104,7 +104,7 @@ DUET_API duet_status duet_file_info(duet_library* library, const char* path, uin
 /* Options of duet_file_convert. */
 typedef struct duet_convert_options {
   uint32_t size;
-  duet_dtype weights; /* dtype of the matrices; 0 = as stored. Vectors keep their dtype */
+  duet_dtype weights; /* dtype of the matrices, DUET_I8 (q8) and DUET_I4 (q4) included; 0 = as stored. Vectors keep their dtype */
   uint32_t overwrite; /* 0: an existing output is DUET_E_EXISTS */
   uint32_t flags;     /* DUET_FILE_* */
   duet_progress_fn progress; /* bytes */
@@ -118,7 +118,7 @@ typedef struct duet_init_options {
   uint32_t size;
   uint32_t n_layer, n_embd, n_vocab; /* L, C, V; required */
   uint32_t head_size;                /* 0 = 64; must divide n_embd */
-  duet_dtype weights;                /* 0 = f32 */
+  duet_dtype weights;                /* f32, f16 or bf16; 0 = f32 */
   uint32_t overwrite, reserved;      /* 0: an existing output is DUET_E_EXISTS */
   uint64_t seed;                     /* the same seed gives the same file */
   duet_progress_fn progress; /* bytes; since 1.1 */

@@ -12,7 +12,7 @@ void run_convert(const Arguments& arguments) {
   duet_dtype dtype = 0;
   bool force = false;
   Options options("convert", "IN OUT [OPTIONS]", "Writes a model as safetensors with official names. OUT appears whole or not at all.");
-  options.argument("IN", in).argument("OUT", out).dtype(dtype, "f32, bf16 or f16: the matrices in OUT (default: as stored); vectors keep their dtype").flag("force", force, "replace OUT if it exists");
+  options.argument("IN", in).argument("OUT", out).dtype(dtype, "f32, bf16, f16, q8 or q4: the matrices in OUT (default: as stored); vectors keep their dtype").flag("force", force, "replace OUT if it exists");
   file.declare(options);
   library_options.declare(options);
   if (!options.parse(arguments)) return;

@@ -3,7 +3,9 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <optional>
 
+#include "compare.h"
 #include "files.h"
 #include "progress.h"
 #include "runtime.h"
@@ -45,8 +47,10 @@ struct Score {
   double bits_per_byte() const { return nll / std::log(2.0) / static_cast<double>(bytes); }
 };
 
-// Each document from a fresh state: token 0 and its first max_tokens - 1 tokens.
-Score score(duet_session* session, duet_state* state, duet_tokenizer* tokenizer, const std::vector<std::string_view>& documents, uint32_t max_tokens, bool quiet) {
+// Each document from a fresh state: token 0 and its first max_tokens - 1 tokens. Without a reference to compare with, `comparison`
+// stays as it is.
+Score score(const Reader& model, const Reader* reference, duet_tokenizer* tokenizer, const std::vector<std::string_view>& documents, uint32_t max_tokens, bool quiet,
+            Comparison& comparison) {
   Score out;
   Progress progress("scoring", quiet);
   const double begin = seconds_now();
@@ -54,15 +58,20 @@ Score score(duet_session* session, duet_state* state, duet_tokenizer* tokenizer,
     // a token has at most 4096 bytes, so a longer piece than this cannot matter
     std::vector<int32_t> tokens = encode(tokenizer, document.substr(0, size_t{max_tokens} * 4096), {0});
     tokens.resize(std::min<size_t>(tokens.size(), max_tokens));
-    std::vector<double> nll(tokens.size() - 1);
-    check(duet_state_reset(state, 0));
-    check(duet_score(session, state, 0, tokens.data(), tokens.size(), nll.data()));
+    if (reference != nullptr) {
+      compare(model, *reference, tokens, comparison);
+      out.nll = comparison.nll;
+    } else {
+      std::vector<double> nll(tokens.size() - 1);
+      check(duet_state_reset(model.state.get(), 0));
+      check(duet_score(model.session.get(), model.state.get(), 0, tokens.data(), tokens.size(), nll.data()));
+      out.nll += std::accumulate(nll.begin(), nll.end(), 0.0);
+    }
     size_t bytes = 0;
     check(duet_tokenizer_decode(tokenizer, tokens.data(), tokens.size(), nullptr, 0, &bytes));
-    out.nll += std::accumulate(nll.begin(), nll.end(), 0.0);
     out.documents += 1;
     out.tokens += tokens.size();
-    out.predicted += nll.size();
+    out.predicted += tokens.size() - 1;
     out.bytes += bytes;
     check_interrupted();
     progress.update(out.documents, documents.size());
@@ -74,7 +83,7 @@ Score score(duet_session* session, duet_state* state, duet_tokenizer* tokenizer,
 }  // namespace
 
 void run_eval(const Arguments& arguments) {
-  ModelOptions model_options;
+  ModelOptions model_options, reference_options;
   LibraryOptions library_options;
   std::string text_file, vocab;
   duet_mode mode = DUET_MODE_AUTO;
@@ -83,17 +92,25 @@ void run_eval(const Arguments& arguments) {
   Options options("eval", "--model M --text F [OPTIONS]",
                   "Scores documents. They stand between lines '<|endoftext|>' and are trimmed of surrounding white space; each is scored\n"
                   "from a fresh state as token 0 and its first 1023 tokens. Gives the loss per predicted token in nats, the bits per byte of\n"
-                  "those tokens, the perplexity per token, and the speed.");
+                  "those tokens, the perplexity per token, and the speed. Beside a reference also its loss, the divergence KL(reference ||\n"
+                  "model) per token and at most, and how often both find the same token the most probable; the speed is then that of both.");
   model_options.declare(options);
   options.file("vocab", "FILE", vocab, "vocabulary in World format (default: vocab.txt beside the model, else World where it fits)");
   options.section("Text")
       .file("text", "FILE", text_file, "the documents")
       .number<uint32_t>("max-tokens", "N", max_tokens, 2, 1u << 24, "tokens of a document that are read, token 0 included (default: 1024)");
+  options.section("Reference")
+      .file("compare-to", "FILE|DIR", reference_options.path, "a model of the same vocabulary to compare with; may be the same file")
+      .dtype(reference_options.dtype, "as --dtype, of the reference (default: as stored)", "compare-dtype")
+      .text("compare-backend", "NAME[:INDEX]", reference_options.backend, "as --backend, of the reference (default: the same as --backend)");
   options.section("Run").mode(mode, "auto, parallel or recurrent (default: auto)");
   library_options.declare_with_layers(options);
   options.flag("json", json, "the result as JSON");
   if (!options.parse(arguments)) return;
   options.require("text");
+  const bool comparing = options.given("compare-to");
+  for (const char* name : {"compare-dtype", "compare-backend"})
+    if (options.given(name) && !comparing) throw Usage(fmt::format("--{} is of no use without --compare-to", name));
 
   const std::string text = read_text(text_file);
   const std::vector<std::string_view> documents = split_documents(text);
@@ -101,22 +118,37 @@ void run_eval(const Arguments& arguments) {
   const Library library = library_options.open();
   const Model model = model_options.load(library.get(), library_options.quiet);
   const Tokenizer tokenizer = open_tokenizer(library.get(), vocab, model.get());
-  auto session_options = DUET_INIT(duet_session_options);
-  session_options.mode = mode;
-  const Session session = make<Session>(duet_session_create, model.get(), &session_options);
-  const State state = make<State>(duet_state_create, model.get(), 1u, nullptr);
-  const Score s = score(session.get(), state.get(), tokenizer.get(), documents, max_tokens, library_options.quiet);
+  const Reader reader(model.get(), mode);
+  Model reference;
+  std::optional<Reader> reference_reader;
+  if (comparing) {
+    reference_options.file = model_options.file;
+    if (!options.given("compare-backend")) reference_options.backend = model_options.backend;
+    reference = reference_options.load(library.get(), library_options.quiet);
+    const uint32_t ours = info_of(model.get()).n_vocab, theirs = info_of(reference.get()).n_vocab;
+    if (ours != theirs) throw Failure(fmt::format("{}: has a vocabulary of {}, the model one of {}; they cannot be compared", reference_options.path, theirs, ours));
+    reference_reader.emplace(reference.get(), mode);
+  }
+  Comparison comparison;
+  const Score s = score(reader, comparing ? &*reference_reader : nullptr, tokenizer.get(), documents, max_tokens, library_options.quiet, comparison);
 
   const double rate = static_cast<double>(s.tokens) / s.seconds;
+  const auto share = [&](double sum) { return sum / static_cast<double>(comparison.positions); };
   if (json) {
-    const nlohmann::ordered_json out = {{"documents", s.documents}, {"predicted_tokens", s.predicted}, {"bytes", s.bytes},
-                                        {"loss", s.loss()},         {"bits_per_byte", s.bits_per_byte()}, {"perplexity", std::exp(s.loss())},
-                                        {"seconds", s.seconds},     {"tokens_per_second", rate}, {"peak_memory_bytes", peak_memory()}};
+    nlohmann::ordered_json out = {{"documents", s.documents}, {"predicted_tokens", s.predicted}, {"bytes", s.bytes},
+                                  {"loss", s.loss()},         {"bits_per_byte", s.bits_per_byte()}, {"perplexity", std::exp(s.loss())},
+                                  {"seconds", s.seconds},     {"tokens_per_second", rate}, {"peak_memory_bytes", peak_memory()}};
+    if (comparing)
+      out["reference"] = {{"loss", share(comparison.reference_nll)}, {"kl", share(comparison.kl)}, {"kl_max", comparison.kl_max},
+                          {"agreement", share(static_cast<double>(comparison.agree))}};
     write_out(out.dump() + "\n");
     return;
   }
   write_out(fmt::format("documents      {}\npredicted      {} tokens, {} bytes\nloss           {:.4f} nats per token\nbits per byte  {:.4f}\nperplexity     {:.3f}\nspeed          {:.1f} tok/s\n",
                         s.documents, s.predicted, s.bytes, s.loss(), s.bits_per_byte(), std::exp(s.loss()), rate));
+  if (comparing)
+    write_out(fmt::format("reference      {:.4f} nats per token\nKL             {:.6f} nats per token, at most {:.4f}\nagreement      {:.2f} % on the most probable token\n",
+                          share(comparison.reference_nll), share(comparison.kl), comparison.kl_max, 100 * share(static_cast<double>(comparison.agree))));
 }
 
 }  // namespace duet

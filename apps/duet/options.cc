@@ -158,8 +158,8 @@ Options& Options::mode(duet_mode& out, const std::string& help) {
   return choice("mode", "MODE", out, {{"auto", DUET_MODE_AUTO}, {"parallel", DUET_MODE_PARALLEL}, {"recurrent", DUET_MODE_RECURRENT}}, help);
 }
 
-Options& Options::dtype(duet_dtype& out, const std::string& help) {
-  return choice("dtype", "TYPE", out, {{"f32", DUET_F32}, {"bf16", DUET_BF16}, {"f16", DUET_F16}, {"q8", DUET_I8}, {"q4", DUET_I4}}, help);
+Options& Options::dtype(duet_dtype& out, const std::string& help, const std::string& name) {
+  return choice(name, "TYPE", out, {{"f32", DUET_F32}, {"bf16", DUET_BF16}, {"f16", DUET_F16}, {"q8", DUET_I8}, {"q4", DUET_I4}}, help);
 }
 
 Options& Options::argument(const std::string& meta, std::string& out) {

@@ -31,7 +31,7 @@ class Options {
   Options& numbers(const std::string& name, const std::string& meta, std::vector<uint32_t>& out, uint32_t lowest, uint32_t highest, const std::string& help);
   Options& choice(const std::string& name, const std::string& meta, int32_t& out, std::vector<std::pair<std::string, int32_t>> choices, const std::string& help);
   Options& mode(duet_mode& out, const std::string& help);
-  Options& dtype(duet_dtype& out, const std::string& help);
+  Options& dtype(duet_dtype& out, const std::string& help, const std::string& name = "dtype");
   Options& argument(const std::string& meta, std::string& out);  // a required positional argument
   Options& epilogue(std::string text);                           // printed below the options
 

@@ -43,7 +43,7 @@ void ModelOptions::declare(Options& options) {
 
 void ModelOptions::declare_device(Options& options) {
   options.text("backend", "NAME[:INDEX]", backend, "where to compute, see 'duet backends' (default: DUET_BACKEND, else the best there is)")
-      .dtype(dtype, "f32, bf16 or f16: the matrices in memory (default: as stored)");
+      .dtype(dtype, "f32, bf16, f16, q8 or q4: the matrices in memory (default: as stored)");
   file.declare(options);
 }
 

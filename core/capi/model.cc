@@ -55,6 +55,8 @@ duet_status duet_file_init(duet_library* library, const char* out, const duet_in
     require(options, "options");
     auto o = read_struct(options, "options", offsetof(duet_init_options, progress));
     check_weights(o.weights);
+    if (o.weights == DUET_I8 || o.weights == DUET_I4)
+      fail(DUET_E_UNSUPPORTED, "a fresh model is made to be trained, in f32, f16 or bf16; convert it to {} afterwards", weights_name(o.weights));
     if (o.weights == 0) o.weights = DUET_F32;
     const std::string to = path_argument(out, "out");
     save_weights(*initial_weights(o), to, o.overwrite != 0, o.weights, {{"duet.seed", std::to_string(o.seed)}}, o.progress, o.progress_user);

@@ -80,6 +80,16 @@ void convert_to(const void* src, DType from, void* dst, uint64_t n) {
 
 DType from_duet(duet_dtype t) { return t == DUET_F16 ? DType::f16 : t == DUET_BF16 ? DType::bf16 : DType::f32; }
 
+const char* weights_name(duet_dtype t) {
+  switch (t) {
+    case DUET_F16: return "f16";
+    case DUET_BF16: return "bf16";
+    case DUET_I8: return "q8";
+    case DUET_I4: return "q4";
+    default: return "f32";
+  }
+}
+
 void convert_floats(const void* src, DType from, void* dst, duet_dtype to, uint64_t n) {
   const bool floats = from == DType::f64 || from == DType::f32 || from == DType::f16 || from == DType::bf16;
   if (!floats || (to != DUET_F32 && to != DUET_F16 && to != DUET_BF16))

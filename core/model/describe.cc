@@ -1,5 +1,6 @@
 #include "model/describe.h"
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "model/weights.h"
@@ -15,6 +16,16 @@ Json describe_tensors(const Checkpoint& checkpoint) {
   return all;
 }
 
+// Reading a tensor as it is stored checks its values.
+void verify(const WeightSource& source, uint32_t id, uint32_t layer) {
+  const duet_dtype dtype = source.dtype(id, layer);
+  std::shared_ptr<const void> owner;
+  if (duetp_is_quantised(dtype))
+    (void)source.quantised(id, layer, dtype, owner);
+  else
+    (void)source.tensor(id, layer, dtype);
+}
+
 void describe_model(Json& out, const Checkpoint& checkpoint, const Log& log, const OpenOptions& options) {
   const std::unique_ptr<WeightSource> source = checkpoint_weights(checkpoint, log, options);
   const duetp_shape& s = source->shape();
@@ -25,11 +36,12 @@ void describe_model(Json& out, const Checkpoint& checkpoint, const Log& log, con
   bool time_state = false;
   for (uint32_t layer = 0; layer < s.n_layer; ++layer) time_state |= !source->time_state(layer).empty();
   out["time_state"] = time_state;
+  out["weights"] = weights_name(source->stored());
   out["fingerprint"] = source->fingerprint();
   if (!options.verify) return;
   for (uint32_t layer = 0; layer <= s.n_layer; ++layer)
     for (const TensorSpec& spec : tensor_specs())
-      if (tensor_count(spec.id, layer, s) != 0) (void)source->tensor(spec.id, layer, source->dtype(spec.id, layer));  // checks its values
+      if (tensor_count(spec.id, layer, s) != 0) verify(*source, spec.id, layer);
 }
 
 void verify_states(const Checkpoint& checkpoint, const Log& log, bool strict) {
@@ -55,6 +67,7 @@ std::string describe_checkpoint(const Checkpoint& checkpoint, const Log& log, ui
   }
   out["dtypes"] = dtypes;
   out["weight_bytes"] = bytes;
+  if (out.contains("parameters")) out["bits_per_weight"] = std::round(800.0 * static_cast<double>(bytes) / out["parameters"].get<double>()) / 100;
   if (options.verify) out["verified"] = true;
   out["metadata"] = checkpoint.metadata();
   out["tensors"] = describe_tensors(checkpoint);

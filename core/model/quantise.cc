@@ -31,66 +31,64 @@ Rounded round_i8(const float* x) {
   float largest = 0, finite = 0;
   for (uint32_t i = 0; i < kGroup; ++i) largest = std::max(largest, std::fabs(x[i])), finite += x[i] * 0;
   r.scale = to_bf16(largest / 127) + finite;  // NaN where a weight is not finite
-  const float factor = r.scale > 0 ? 1 / r.scale : 0;
-  if (!(factor < INFINITY)) return r;
+  const float factor = 1 / r.scale;
+  if (!(factor < INFINITY)) return r;  // all zero or next to it, or not finite
   for (uint32_t i = 0; i < kGroup; ++i) r.q[i] = static_cast<int8_t>(std::clamp(nearest(x[i] * factor), -127.0f, 127.0f));
   return r;
 }
 
-// Several sums side by side: the compiler may not reorder a single one.
+// Several sums side by side, because the compiler may not reorder a single one. Wider vectors than SSE has would go through memory.
 constexpr uint32_t kLanes = 4;
 using Lanes [[gnu::vector_size(kLanes * sizeof(float))]] = float;
 
+float total(const Lanes& v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+
 // u = round((x - minimum) / scale) in [0,15]; returns the square error, and in `slope` and `offset` the least-squares line
-// from u to x.
+// from u to x. Of n weights x; `real` is 1 for these and 0 for the padding, where u becomes 0.
 struct Try {
   float error, slope, offset;
 };
-Try try_i4(const float* x, float mean, float scale, float minimum, float* u) {
+Try try_i4(const float* x, const float* real, float n, float mean, float scale, float minimum, float* u) {
   const float factor = 1 / scale;
-  const Lanes zero{}, most = zero + 15;
-  Lanes errors{}, sums{}, squares{}, crosses{};
+  Lanes error{}, sum{}, square{}, cross{};
   for (uint32_t i = 0; i < kGroup; i += kLanes) {
-    Lanes in;
-    std::memcpy(&in, x + i, sizeof in);
-    Lanes v = (in - minimum) * factor + 12582912.0f - 12582912.0f;  // nearest()
-    v = v > zero ? v : zero;
-    v = v < most ? v : most;
+    Lanes w, r;
+    std::memcpy(&w, x + i, sizeof w);
+    std::memcpy(&r, real + i, sizeof r);
+    Lanes v = (w - minimum) * factor + 12582912.0f - 12582912.0f;  // as nearest()
+    v = v > 0 ? v : Lanes{};
+    v = (v < 15 ? v : Lanes{} + 15) * r;
+    const Lanes off = (v * scale + minimum - w) * r;
+    error += off * off;
+    sum += v;
+    square += v * v;
+    cross += v * (w - mean);
     std::memcpy(u + i, &v, sizeof v);
-    const Lanes off = v * scale + minimum - in;
-    errors += off * off;
-    sums += v;
-    squares += v * v;
-    crosses += v * (in - mean);
   }
-  float error = 0, sum = 0, square = 0, cross = 0;
-  for (uint32_t j = 0; j < kLanes; ++j) error += errors[j], sum += sums[j], square += squares[j], cross += crosses[j];
-  const float u_mean = sum / kGroup, variance = square - sum * u_mean;
-  const float slope = variance > 0 ? cross / variance : scale;
-  return {error, slope, mean - slope * u_mean};
+  const float u_sum = total(sum), u_mean = u_sum / n, variance = total(square) - u_sum * u_mean;
+  const float slope = variance > 0 ? total(cross) / variance : scale;
+  return {total(error), slope, mean - slope * u_mean};
 }
 
-Rounded round_i4(const float* x) {
+Rounded round_i4(const float* x, uint32_t n) {
   // The range of x, drawn in by these shares: outliers pay, the many gain. Each is then fitted to its own integers.
   static constexpr float kShares[] = {0.95f, 0.82f};
   constexpr int kFits = 2;
   Rounded best;
   float low = x[0], high = x[0], sum = 0, finite = 0;
-  for (uint32_t i = 0; i < kGroup; ++i) low = std::min(low, x[i]), high = std::max(high, x[i]), sum += x[i], finite += x[i] * 0;
+  for (uint32_t i = 0; i < n; ++i) low = std::min(low, x[i]), high = std::max(high, x[i]), sum += x[i], finite += x[i] * 0;
   best.minimum = to_bf16(low) + finite;
-  const float range = high - low, mean = sum / kGroup;
-  if (!(range > 0) || !(range < 1e37f)) {  // all alike, or not finite
-    if (range == 0) best.minimum = to_bf16(mean) + finite;
-    return best;
-  }
-  float least = INFINITY, u[kGroup];
+  const float range = high - low, mean = sum / static_cast<float>(n);
+  if (!(range > 0) || !(range < 1e37f)) return best;  // all alike, or not finite
+  float least = INFINITY, u[kGroup], real[kGroup];
+  for (uint32_t i = 0; i < kGroup; ++i) real[i] = i < n;
   for (const float share : kShares) {
     float scale = range * share / 15, minimum = (low + high) / 2 - range * share / 2;
     for (int fit = 0; fit <= kFits; ++fit) {
       scale = to_bf16(scale);
       minimum = to_bf16(minimum);
       if (!(scale > 1e-37f)) break;
-      const Try t = try_i4(x, mean, scale, minimum, u);
+      const Try t = try_i4(x, real, static_cast<float>(n), mean, scale, minimum, u);
       if (t.error < least) {
         least = t.error;
         best.scale = scale;
@@ -104,14 +102,15 @@ Rounded round_i4(const float* x) {
   return best;
 }
 
-// Group g of output o, zeros beyond the matrix. [out,in]: `weights` begins with output first_row.
-void gather(const float* weights, bool in_major, const duetp_quantised_form& f, uint64_t o, uint64_t first_row, uint64_t g, float* x) {
+// Group g of output o, and how many of its inputs the matrix has; zeros beyond. [out,in]: `weights` begins with output first_row.
+uint32_t gather(const float* weights, bool in_major, const duetp_quantised_form& f, uint64_t o, uint64_t first_row, uint64_t g, float* x) {
   const uint64_t first = g * kGroup, n = o < f.out ? std::min<uint64_t>(kGroup, f.in - first) : 0;
   if (in_major)
     for (uint64_t i = 0; i < n; ++i) x[i] = weights[(first + i) * f.out + o];
   else if (n > 0)
     std::memcpy(x, weights + (o - first_row) * f.in + first, n * sizeof *x);
   std::fill(x + n, x + kGroup, 0.0f);
+  return static_cast<uint32_t>(n);
 }
 
 uint64_t aligned(uint64_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -140,8 +139,8 @@ void quantise(uint32_t id, duet_dtype dtype, const duetp_quantised_form& f, uint
     for (uint64_t tile = first + begin; tile < first + end; ++tile)
       for (uint64_t g = 0; g < f.groups; ++g)
         for (uint64_t lane = 0; lane < f.width; ++lane) {
-          gather(weights, in_major, f, tile * f.width + lane, first_row, g, x);
-          const Rounded r = i4 ? round_i4(x) : round_i8(x);
+          const uint32_t n = gather(weights, in_major, f, tile * f.width + lane, first_row, g, x);
+          const Rounded r = n == 0 ? Rounded{} : i4 ? round_i4(x, n) : round_i8(x);
           const uint64_t s = (tile * f.groups + g) * f.width + lane;
           scale[s] = bits16(r.scale);
           if (i4) {
@@ -156,17 +155,20 @@ void quantise(uint32_t id, duet_dtype dtype, const duetp_quantised_form& f, uint
   });
 }
 
-void dequantise(uint32_t id, duet_dtype dtype, const QuantisedMatrix& m, float* weights) {
+void dequantise(uint32_t id, duet_dtype dtype, const QuantisedMatrix& m, uint64_t first, uint64_t n, float* weights) {
   duetp_tensor t{};
-  t.id = id;
   t.dtype = dtype;
   t.data = m.data;
   t.scale = m.scale;
   t.minimum = m.minimum;
   const bool in_major = duetp_is_in_major(id);
-  in_slices(m.form.out, 1, [&](uint64_t begin, uint64_t end) {
-    for (uint64_t o = begin; o < end; ++o)
-      for (uint64_t i = 0; i < m.form.in; ++i) weights[in_major ? i * m.form.out + o : o * m.form.in + i] = duetp_quantised_weight(&t, &m.form, o, i);
+  const uint64_t columns = in_major ? m.form.out : m.form.in;
+  in_slices(n, columns, [&](uint64_t begin, uint64_t end) {
+    uint64_t row = (first + begin) / columns, column = (first + begin) % columns;
+    for (uint64_t at = begin; at < end; ++at) {
+      weights[at] = duetp_quantised_weight(&t, &m.form, in_major ? column : row, in_major ? row : column);
+      if (++column == columns) column = 0, ++row;
+    }
   });
 }
 

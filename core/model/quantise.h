@@ -1,13 +1,13 @@
 // Floats to the stored form of quantised matrices (duet_quantised.h) and back.
 #pragma once
 #include <cstdint>
-#include <memory>
 
 #include "duet_quantised.h"
 
 namespace duet {
 
-// One matrix. Integers, scales and minimums lie in this order, each aligned to 64 bytes, in `owner` or in a mapped file.
+// One matrix, in memory or in a mapped file. Integers are aligned to 64 bytes or a tile's row of them, scales and minimums to
+// those of a tile.
 struct QuantisedMatrix {
   duetp_quantised_form form;
   const void *data = nullptr, *scale = nullptr, *minimum = nullptr;  // minimum: DUET_I4 only
@@ -23,7 +23,7 @@ QuantisedMatrix quantised_parts(const duetp_quantised_form& form, duet_dtype dty
 // the scale and minimum of least square error: plain rounding loses more (docs/quantisation.md). The same bits on every
 // machine, whatever the number of threads.
 void quantise(uint32_t id, duet_dtype dtype, const duetp_quantised_form& form, uint64_t first, uint64_t last, const float* weights, void* block);
-// Back to f32, in the float form of tensor `id`.
-void dequantise(uint32_t id, duet_dtype dtype, const QuantisedMatrix& matrix, float* weights);
+// Elements [first, first + n) of the float form of tensor `id`, as f32.
+void dequantise(uint32_t id, duet_dtype dtype, const QuantisedMatrix& matrix, uint64_t first, uint64_t n, float* weights);
 
 }  // namespace duet

@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <optional>
 #include <unordered_set>
 
 #include "base/error.h"
+#include "model/quantised_file.h"
+#include "model/weights.h"
 
 namespace duet {
 namespace {
@@ -93,11 +96,21 @@ class Reading {
     if (holds_only_states(file_)) fail(DUET_E_FORMAT, "{}: holds a state, not a model; load it as an initial state", file_.path());
     refuse_other_architectures(file_);
     ModelTensors model;
-    model.shape = infer_shape();
+    model.quantised = quantised_dtype(file_);
+    model.shape = model.quantised != 0 ? declared_shape() : infer_shape();
+    model.shape.ln_eps = 1e-5f;
+    model.shape.gn_eps = group_norm_eps();
     check_dimensions(model.shape, DUET_E_FORMAT, file_.path());
-    model.layers.resize(model.shape.n_layer + 1);
+    for (auto* parts : {&model.layers, &model.scales, &model.minimums}) parts->resize(model.shape.n_layer + 1);
     for (uint32_t layer = 0; layer <= model.shape.n_layer; ++layer)
-      for (const TensorSpec& spec : kSpecs) model.layers[layer][spec.id] = find(spec.id, layer, model.shape);
+      for (const TensorSpec& spec : kSpecs) {
+        const std::vector<uint32_t> expected = tensor_shape(spec.id, layer, model.shape);
+        if (expected.empty()) continue;
+        if (spec.matrix && model.quantised != 0)
+          find_parts(model, spec.id, layer);
+        else
+          model.layers[layer][spec.id] = find(tensor_name(spec.id, layer), expected);
+      }
     find_time_states(model);
     stop_at_problems();
     check_dtypes(log);
@@ -166,26 +179,44 @@ class Reading {
     s.rank_a = dim(a1, 1);
     s.rank_g = dim(g1, 1);
     s.rank_v = v1 != nullptr ? dim(v1, 1) : 0;
-    s.ln_eps = 1e-5f;
-    s.gn_eps = file_.gn_eps();
-    if (const auto own = file_.metadata().find(kGroupNormEps); own != file_.metadata().end())
-      if (std::from_chars(own->second.data(), own->second.data() + own->second.size(), s.gn_eps).ec != std::errc{}) s.gn_eps = 0;
-    if (!(s.gn_eps > 0 && s.gn_eps < 1)) fail(DUET_E_FORMAT, "{}: the group norm's epsilon {} is not between 0 and 1", file_.path(), s.gn_eps);
     return s;
   }
 
-  const Tensor* find(uint32_t id, uint32_t layer, const duetp_shape& shape) {
-    const std::vector<uint32_t> expected = tensor_shape(id, layer, shape);
-    if (expected.empty()) return nullptr;
-    const std::string name = tensor_name(id, layer);
+  duetp_shape declared_shape() {
+    const duetp_shape s = quantised_shape(file_);
+    if (const uint32_t n = count_layers(); n != s.n_layer) problem("it has {} layers, but its __metadata__ says {}", n, s.n_layer);
+    stop_at_problems();
+    return s;
+  }
+
+  float group_norm_eps() const {
+    float eps = file_.gn_eps();
+    if (const auto own = file_.metadata().find(kGroupNormEps); own != file_.metadata().end())
+      if (std::from_chars(own->second.data(), own->second.data() + own->second.size(), eps).ec != std::errc{}) eps = 0;
+    if (!(eps > 0 && eps < 1)) fail(DUET_E_FORMAT, "{}: the group norm's epsilon {} is not between 0 and 1", file_.path(), eps);
+    return eps;
+  }
+
+  // In `dtype`; without one, in any of floats, which check_dtypes sees to.
+  const Tensor* find(const std::string& name, const std::vector<uint32_t>& expected, std::optional<DType> dtype = {}) {
     const Tensor* t = file_.find(name);
-    if (t == nullptr)
+    if (t == nullptr) {
       problem("{} is missing (expected {})", name, text_of(expected));
-    else if (!fits(t->shape, expected))
+    } else if (!fits(t->shape, expected)) {
       problem("{} has shape {}, expected {}", name, text_of(t->shape), text_of(expected));
-    else
+    } else if (dtype && t->dtype != *dtype) {
+      problem("{} is {}, expected {}", name, dtype_name(t->dtype), dtype_name(*dtype));
+    } else {
       known_.insert(t);
+      if (!dtype) floats_.push_back(t);
+    }
     return t;
+  }
+
+  void find_parts(ModelTensors& model, uint32_t id, uint32_t layer) {
+    const Tensor** const places[] = {&model.layers[layer][id], &model.scales[layer][id], &model.minimums[layer][id]};
+    const auto parts = quantised_parts_in_file(model.quantised, quantised_form(id, layer, model.quantised, model.shape));
+    for (size_t i = 0; i < parts.size(); ++i) *places[i] = find(tensor_name(id, layer) + parts[i].suffix, parts[i].shape, parts[i].dtype);
   }
 
   void find_time_states(ModelTensors& model) {
@@ -198,6 +229,7 @@ class Reading {
       if (!fits(t->shape, {s.n_head, s.head_size, s.head_size}))
         problem("{} has shape {}, expected [{},{},{}]", name, text_of(t->shape), s.n_head, s.head_size, s.head_size);
       known_.insert(t);
+      floats_.push_back(t);
     }
     if (std::any_of(states.begin(), states.end(), [](const Tensor* t) { return t != nullptr; })) model.time_state = std::move(states);
   }
@@ -205,14 +237,12 @@ class Reading {
   void check_dtypes(const Log& log) const {
     const Tensor* wide = nullptr;
     size_t n_wide = 0;
-    for (const Tensor& t : file_.tensors()) {
-      if (known_.count(&t) == 0) continue;
-      if (t.dtype == DType::f64) {
-        if (n_wide++ == 0) wide = &t;
-      } else if (t.dtype != DType::f32 && t.dtype != DType::f16 && t.dtype != DType::bf16) {
-        fail(DUET_E_UNSUPPORTED, "{}: {} is {}; weights must be F64, F32, F16 or BF16", file_.path(), t.name, dtype_name(t.dtype));
+    for (const Tensor* t : floats_)
+      if (t->dtype == DType::f64) {
+        if (n_wide++ == 0) wide = t;
+      } else if (t->dtype != DType::f32 && t->dtype != DType::f16 && t->dtype != DType::bf16) {
+        fail(DUET_E_UNSUPPORTED, "{}: {} is {}; weights must be F64, F32, F16 or BF16", file_.path(), t->name, dtype_name(t->dtype));
       }
-    }
     if (wide != nullptr) log.info("{}: {} tensors ({} ...) are F64 and are converted", file_.path(), n_wide, wide->name);
   }
 
@@ -230,6 +260,7 @@ class Reading {
   std::vector<std::string> problems_;
   size_t n_problems_ = 0;
   std::unordered_set<const Tensor*> known_;
+  std::vector<const Tensor*> floats_;  // those of them that may have any float type
 };
 
 }  // namespace

@@ -33,11 +33,13 @@ using LayerTensors = std::array<const Tensor*, DUETP_T_COUNT>;  // nullptr where
 
 struct ModelTensors {
   duetp_shape shape;
+  duet_dtype quantised = 0;               // DUET_I8 or DUET_I4 where the matrices are; `layers` has their integers
   std::vector<LayerTensors> layers;       // [L+1]; the last is the block of embedding and head
+  std::vector<LayerTensors> scales, minimums;  // [L+1]; nullptr where a tensor has none
   std::vector<const Tensor*> time_state;  // [L], nullptr where a layer has none; or empty
 };
 
-// DUET_E_FORMAT names the first tensors that are missing or mis-shaped, expected and found; DUET_E_UNSUPPORTED names other
+// DUET_E_FORMAT names the first tensors that are missing, mis-shaped or, of quantised matrices, of another dtype, expected and found; DUET_E_UNSUPPORTED names other
 // architectures (RWKV-4/5/6, hybrids, 7a/7b). Unknown tensors: a warning each (strict: an error). Layer 0's v0, v1, v2 are ignored.
 ModelTensors check_schema(const Checkpoint& checkpoint, const Log& log, bool strict);
 

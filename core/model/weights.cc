@@ -8,9 +8,12 @@
 
 #include "base/error.h"
 #include "model/fingerprint.h"
+#include "model/quantised_file.h"
 
 namespace duet {
 namespace {
+
+constexpr uint64_t kPiece = 1 << 20;  // floats of a matrix that is rounded or restored, at a time
 
 template <class Bits>
 struct Counts {
@@ -41,8 +44,10 @@ void report(Counts<Bits> c, uint64_t n, const std::string& file, const std::stri
   }
   // What is zero in no working model: embedding, head, the products that everything passes through, and the norms' weights.
   if (c.nonzero != 0 || n == 0) return;
+  std::string_view matrix = name;
+  if (matrix.ends_with(".scale")) matrix.remove_suffix(6);
   for (const char* needed : {"emb.weight", "head.weight", "ln0.weight", "ln1.weight", "ln2.weight", "ln_x.weight", "ln_out.weight", "key.weight", "receptance.weight", "att.value.weight"})
-    if (name.ends_with(needed)) return log.warn("{}: all {} values of {} are zero", file, n, name);
+    if (matrix.ends_with(needed)) return log.warn("{}: all {} values of {} are zero", file, n, name);
 }
 
 class CheckpointWeights final : public WeightSource {
@@ -52,14 +57,16 @@ class CheckpointWeights final : public WeightSource {
 
   const duetp_shape& shape() const override { return model_.shape; }
   duet_dtype dtype(uint32_t id, uint32_t layer) const override {
+    if (is_quantised(id)) return model_.quantised;
     const DType t = model_.layers.at(layer)[id]->dtype;
     return t == DType::f64 ? DUET_F32 : to_duet(t);
   }
 
   bool in_place(uint32_t id, uint32_t layer, duet_dtype want) const override {
     const Tensor& t = *model_.layers.at(layer)[id];
+    if (is_quantised(id)) return want == model_.quantised && lies_aligned(id, layer);
     const DType target = from_duet(want);
-    return t.dtype == target && reinterpret_cast<uintptr_t>(t.data.data()) % dtype_bytes(target) == 0;
+    return !duetp_is_quantised(want) && t.dtype == target && reinterpret_cast<uintptr_t>(t.data.data()) % dtype_bytes(target) == 0;
   }
 
   std::shared_ptr<const void> tensor(uint32_t id, uint32_t layer, duet_dtype want) const override {
@@ -70,17 +77,45 @@ class CheckpointWeights final : public WeightSource {
       if (options_.strict || options_.verify || !tensor_specs()[id].matrix) check(t, t.data.data(), target);
       return {file_, t.data.data()};
     }
-    const std::shared_ptr<void> converted = memory_.take(t.count() * dtype_bytes(target), t.name);
-    convert_floats(t.data.data(), t.dtype, converted.get(), want, t.count());
-    check(t, converted.get(), target);
+    const uint64_t n = tensor_count(id, layer, shape());
+    const std::shared_ptr<void> converted = memory_.take(n * dtype_bytes(target), t.name);
+    if (is_quantised(id))
+      dequantise_to(id, layer, want, converted.get());
+    else
+      convert_floats(t.data.data(), t.dtype, converted.get(), want, n);
+    check(t, converted.get(), target, n);
     return converted;
   }
 
   void floats(uint32_t id, uint32_t layer, uint64_t first, uint64_t n, float* out) const override {
     const Tensor& t = *model_.layers.at(layer)[id];
     file_->check_unchanged();
+    if (is_quantised(id)) {
+      dequantise(id, model_.quantised, parts(id, layer), first, n, out);
+      if (first + n == tensor_count(id, layer, shape())) check_parts(id, layer);
+      return;
+    }
     convert_floats(t.data.data() + first * dtype_bytes(t.dtype), t.dtype, out, DUET_F32, n);
     if (first + n == t.count()) check(t, t.data.data(), t.dtype);  // once, when all has been read
+  }
+
+  QuantisedMatrix quantised(uint32_t id, uint32_t layer, duet_dtype want, std::shared_ptr<const void>& owner) const override {
+    if (want != model_.quantised) return WeightSource::quantised(id, layer, want, owner);
+    file_->check_unchanged();
+    const QuantisedMatrix m = parts(id, layer);
+    if (in_place(id, layer, want)) {
+      if (options_.strict || options_.verify) check_parts(id, layer);
+      owner = file_;
+      return m;
+    }
+    check_parts(id, layer);
+    const std::shared_ptr<void> block = memory_.take(quantised_block_bytes(m.form, want), tensor_name(id, layer));
+    const QuantisedMatrix copy = quantised_parts(m.form, want, block.get());
+    std::memcpy(const_cast<void*>(copy.data), m.data, m.form.bytes);
+    std::memcpy(const_cast<void*>(copy.scale), m.scale, m.form.scales * 2);
+    if (m.minimum != nullptr) std::memcpy(const_cast<void*>(copy.minimum), m.minimum, m.form.scales * 2);
+    owner = block;
+    return copy;
   }
 
   std::vector<float> time_state(uint32_t layer) const override {
@@ -93,9 +128,42 @@ class CheckpointWeights final : public WeightSource {
   }
 
  private:
+  bool is_quantised(uint32_t id) const { return model_.quantised != 0 && tensor_specs()[id].matrix; }
+
+  QuantisedMatrix parts(uint32_t id, uint32_t layer) const {
+    const Tensor* minimum = model_.minimums.at(layer)[id];
+    return {quantised_form(id, layer, model_.quantised, shape()), model_.layers.at(layer)[id]->data.data(), model_.scales.at(layer)[id]->data.data(),
+            minimum != nullptr ? minimum->data.data() : nullptr};
+  }
+  bool lies_aligned(uint32_t id, uint32_t layer) const {
+    const QuantisedMatrix m = parts(id, layer);
+    const auto expected = quantised_parts_in_file(model_.quantised, m.form);
+    const void* const at[] = {m.data, m.scale, m.minimum};
+    for (size_t i = 0; i < expected.size(); ++i)
+      if (reinterpret_cast<uintptr_t>(at[i]) % expected[i].align != 0) return false;
+    return true;
+  }
+
+  // The whole matrix in a float type, by pieces of bounded size.
+  void dequantise_to(uint32_t id, uint32_t layer, duet_dtype want, void* out) const {
+    const QuantisedMatrix m = parts(id, layer);
+    const uint64_t all = tensor_count(id, layer, shape()), bytes = dtype_bytes(from_duet(want));
+    std::vector<float> piece(std::min(all, kPiece));
+    for (uint64_t first = 0; first < all; first += kPiece) {
+      const uint64_t n = std::min(kPiece, all - first);
+      dequantise(id, model_.quantised, m, first, n, piece.data());
+      convert_floats(piece.data(), DType::f32, static_cast<std::byte*>(out) + first * bytes, want, n);
+    }
+  }
+
   // Once for each tensor: a warning is not repeated.
-  void check(const Tensor& t, const void* data, DType dtype) const {
-    if (checked_.insert(&t).second) check_values(data, dtype, t.count(), file_->path(), t.name, log_, options_.strict);
+  void check(const Tensor& t, const void* data, DType dtype, uint64_t n) const {
+    if (checked_.insert(&t).second) check_values(data, dtype, n, file_->path(), t.name, log_, options_.strict);
+  }
+  void check(const Tensor& t, const void* data, DType dtype) const { check(t, data, dtype, t.count()); }
+  void check_parts(uint32_t id, uint32_t layer) const {
+    const Tensor* t = model_.layers.at(layer)[id];
+    if (checked_.insert(t).second) check_quantised(parts(id, layer), model_.quantised, file_->path(), t->name, log_, options_.strict);
   }
 
   std::shared_ptr<const Checkpoint> file_;
@@ -154,10 +222,9 @@ void WeightSource::floats(uint32_t id, uint32_t layer, uint64_t first, uint64_t 
 }
 
 QuantisedMatrix WeightSource::quantised(uint32_t id, uint32_t layer, duet_dtype want, std::shared_ptr<const void>& owner) const {
-  constexpr uint64_t kSlice = 1 << 20;  // floats at a time
   const duetp_quantised_form f = quantised_form(id, layer, want, shape());
   const std::shared_ptr<void> block = memory_.take(quantised_block_bytes(f, want), tensor_name(id, layer));
-  const uint64_t row = uint64_t{f.width} * f.in, step = duetp_is_in_major(id) ? f.tiles : std::max<uint64_t>(1, kSlice / row);
+  const uint64_t row = uint64_t{f.width} * f.in, step = duetp_is_in_major(id) ? f.tiles : std::max<uint64_t>(1, kPiece / row);
   const uint64_t all = uint64_t{f.out} * f.in;
   std::vector<float> slice;
   for (uint64_t tile = 0; tile < f.tiles; tile += step) {

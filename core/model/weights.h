@@ -83,6 +83,7 @@ std::unique_ptr<WeightSource> initial_weights(const duet_init_options& options);
 // Conversions, round to nearest even; to f16 overflow gives inf, which strict loading reports. No alignment is asked of src.
 void convert_floats(const void* src, DType from, void* dst, duet_dtype to, uint64_t n);
 DType from_duet(duet_dtype t);
+const char* weights_name(duet_dtype t);  // as `duet --dtype` has them
 
 // Warns (strict: DUET_E_NUMERIC) about values that are not finite or beyond 1e30, and about tensors of zeros that make a model mute.
 void check_values(const void* data, DType dtype, uint64_t n, const std::string& file, const std::string& name, const Log& log, bool strict);

@@ -51,7 +51,7 @@ class Error : public std::runtime_error {
 };
 
 // Of a model's matrices; as_stored leaves them as in the file.
-enum class Dtype : duet_dtype { as_stored = 0, f32 = DUET_F32, f16 = DUET_F16, bf16 = DUET_BF16 };
+enum class Dtype : duet_dtype { as_stored = 0, f32 = DUET_F32, f16 = DUET_F16, bf16 = DUET_BF16, q8 = DUET_I8, q4 = DUET_I4 };
 // How a session computes.
 enum class Mode : duet_mode { automatic = DUET_MODE_AUTO, recurrent = DUET_MODE_RECURRENT, parallel = DUET_MODE_PARALLEL };
 // The least that is logged; standard = warnings and errors.

@@ -59,6 +59,34 @@ TEST_CASE("convert writes the same model as safetensors") {
   CHECK(folder.names() == Words{"logits-of-it", "tiny.safetensors", "wide.safetensors"});
 }
 
+TEST_CASE("convert quantises, and the file gives what quantising while loading gives") {
+  const Folder folder;
+  const auto logits = [&](const std::string& model, const Words& more) {
+    Words words = {"logits", "--model", model, "--backend", "reference", "--tokens", "0,1,2,3,254", "--output", folder / "logits"};
+    words.insert(words.end(), more.begin(), more.end());
+    good(words);
+    return golden::slurp(folder / "logits");
+  };
+  const std::string tiny = golden::path("tiny.pth"), out = folder / "quantised", back = folder / "back";
+  for (const char* dtype : {"q8", "q4"}) {
+    good({"convert", tiny, out, "--dtype", dtype, "--force"});
+    const auto info = json({"info", out, "--json"}), original = json({"info", tiny, "--json"});
+    CHECK(info.at("weights") == dtype);
+    CHECK(info.at("parameters") == original.at("parameters"));
+    CHECK(info.at("fingerprint") == original.at("fingerprint"));
+    CHECK(info.at("bits_per_weight").get<double>() < (dtype == std::string("q8") ? 10 : 6));
+    good({"info", out, "--verify", "--strict"});
+    CHECK(logits(out, {}) == logits(tiny, {"--dtype", dtype}));
+    CHECK(logits(out, {}) != logits(tiny, {}));
+    good({"convert", out, back, "--dtype", "f32", "--force"});
+    CHECK(json({"info", back, "--json"}).at("weights") == "f32");
+    CHECK(logits(back, {}) == logits(out, {"--dtype", "f32"}));
+  }
+  const Result fresh = run({"init", "--layers", "1", "--embd", "64", "--vocab-size", "10", folder / "fresh", "--dtype", "q8"});
+  CHECK(fresh.code == 1);
+  CHECK(fresh.error.find("convert it to q8") != fresh.error.npos);
+}
+
 TEST_CASE("init makes the same model from the same seed") {
   const Folder folder;
   const std::string a = small_model(folder);

@@ -221,6 +221,13 @@ TEST_CASE("C++: library, files and models tell what C tells") {
   seen.clear();
   library.convert(golden::path("tiny.pth"), scratch("converted.safetensors"), {.weights = duet::Dtype::f32, .overwrite = true, .progress = progress});
   CHECK(!seen.empty());
+  for (const auto& [dtype, bits] : {std::pair(duet::Dtype::q8, 8), std::pair(duet::Dtype::q4, 4)}) {
+    library.convert(golden::path("tiny.pth"), scratch("quantised.safetensors"), {.weights = dtype, .overwrite = true});
+    const auto quantised = duet::Model::load(library, scratch("quantised.safetensors"), {.device = "reference"}).info();
+    CHECK(quantised.weights == dtype);
+    CHECK(quantised.weight_bytes > info.n_params * static_cast<uint64_t>(bits) / 8);
+    CHECK(quantised.weight_bytes < info.n_params * static_cast<uint64_t>(bits + 4) / 8);
+  }
   library.init(scratch("fresh.safetensors"), {.n_layer = 2, .n_embd = 64, .n_vocab = 32, .overwrite = true, .seed = 3});
   CHECK(duet::Model::load(library, scratch("fresh.safetensors"), {.device = "reference"}).info().n_vocab == 32);
   const std::vector<int32_t> tokens = {1, 2, 3};

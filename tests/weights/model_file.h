@@ -1,14 +1,26 @@
 // Small model files made in memory, to be bent by the tests.
 #pragma once
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <filesystem>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
 #include "model/weights.h"
 #include "support/catch.h"
+
+// A folder for the time of a test
+struct Folder {
+  std::filesystem::path path = std::filesystem::temp_directory_path() / fmt::format("duet_weights_{}", ::getpid());
+  Folder() { std::filesystem::create_directories(path); }
+  ~Folder() { std::filesystem::remove_all(path); }
+  std::string file(const char* name) const { return (path / name).string(); }
+  size_t n_files() const { return static_cast<size_t>(std::distance(std::filesystem::directory_iterator(path), std::filesystem::directory_iterator())); }
+};
 
 struct FileTensor {
   std::string name;

@@ -79,7 +79,7 @@ class Library(Handle):
         return json.loads(_abi.sized(lambda *to: _abi.lib.duet_file_info(handle, name, flags, *to)))
 
     def convert(self, source, target, *, weights=None, overwrite=False, strict=False, verify=False, progress=None):
-        """Rewrites a model as safetensors. weights: "f32", "bf16", "f16"; None = as stored. progress(done, total) in bytes."""
+        """Rewrites a model as safetensors. weights: "f32", "bf16", "f16", "q8", "q4"; None = as stored. progress(done, total) in bytes."""
         callbacks = _callbacks.Callbacks()
         options = _abi.ConvertOptions(weights=choice(weights, DTYPES, "weights"), overwrite=bool(overwrite), flags=file_flags(strict, verify),
                                       progress=_callbacks.progress(callbacks, function(progress, "progress")))
@@ -95,7 +95,7 @@ class Library(Handle):
     def load(self, file, *, weights=None, device=None, strict=False, verify=False, progress=None):
         """A Model from a .pth, a .safetensors or a folder.
 
-        weights: dtype of the matrices on the device, "f32", "bf16", "f16"; None = as stored.
+        weights: dtype of the matrices on the device, "f32", "bf16", "f16", "q8", "q4"; None = as stored.
         device: "cpu", "cuda:1"; None = DUET_BACKEND, else the best device that can run the model.
         progress(done, total): bytes.
         """

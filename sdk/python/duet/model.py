@@ -9,7 +9,7 @@ from .session import MODES, Session
 from .state import State
 from .tokenizer import Tokenizer
 
-DTYPES = {None: 0, "f32": 1, "f16": 2, "bf16": 3}
+DTYPES = {None: 0, "f32": 1, "f16": 2, "bf16": 3, "q8": 16, "q4": 17}
 DTYPE_NAMES = {code: name for name, code in DTYPES.items()}
 
 
@@ -32,7 +32,7 @@ class ModelInfo:
     rank_a: int
     rank_v: int
     rank_g: int
-    weights: str  # "f32", "f16", "bf16"
+    weights: str  # "f32", "f16", "bf16", "q8", "q4"
     n_params: int
     weight_bytes: int  # in memory, of all that a model needs
     bytes_per_token: int  # weights read to generate one token of one sequence

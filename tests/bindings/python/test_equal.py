@@ -130,6 +130,11 @@ class RestTest(TinyTest):
             for file in (saved, converted):
                 model = self.library.load(file, device="reference", weights="bf16")
                 numpy.testing.assert_array_equal(model.session().forward(model.state(), [1, 2, 3]), want)
+            for dtype in ("q8", "q4"):
+                self.library.convert(TINY, converted, weights=dtype, overwrite=True)
+                for model in (self.library.load(converted, device="reference"), self.library.load(TINY, device="reference", weights=dtype)):
+                    self.assertEqual(model.info.weights, dtype)
+                    self.assertLess(model.info.weight_bytes, self.model.info.weight_bytes)
             self.assertEqual(self.library.load(fresh, device="reference").info.n_vocab, 32)
             self.refused(duet.Status.EXISTS, "converted", self.library.convert, TINY, converted)
 

@@ -18,6 +18,10 @@ pub enum Dtype {
     F16,
     /// The upper half of binary32.
     Bf16,
+    /// Weights only: 8 bits, and a scale for each 64.
+    Q8,
+    /// Weights only: 4 bits, and a scale and a minimum for each 64.
+    Q4,
 }
 
 impl Dtype {
@@ -28,6 +32,8 @@ impl Dtype {
             Some(Dtype::F32) => sys::DUET_F32,
             Some(Dtype::F16) => sys::DUET_F16,
             Some(Dtype::Bf16) => sys::DUET_BF16,
+            Some(Dtype::Q8) => sys::DUET_I8,
+            Some(Dtype::Q4) => sys::DUET_I4,
         }
     }
 
@@ -36,6 +42,8 @@ impl Dtype {
             sys::DUET_F32 => Ok(Dtype::F32),
             sys::DUET_F16 => Ok(Dtype::F16),
             sys::DUET_BF16 => Ok(Dtype::Bf16),
+            sys::DUET_I8 => Ok(Dtype::Q8),
+            sys::DUET_I4 => Ok(Dtype::Q4),
             _ => Err(Error::new(Status::Abi, format!("the library tells of a dtype {}, which this crate does not know; use a newer crate", code))),
         }
     }

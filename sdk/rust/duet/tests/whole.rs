@@ -89,6 +89,13 @@ fn library_files_and_models_tell_what_c_tells() {
     library.convert(tiny(), folder.join("converted"), options).unwrap();
     assert_eq!(last.0, last.1);
     refused(library.convert(tiny(), folder.join("converted"), Default::default()), Status::Exists, "converted");
+    for dtype in [Dtype::Q8, Dtype::Q4] {
+        let file = folder.join(&format!("{:?}", dtype));
+        library.convert(tiny(), &file, ConvertOptions { weights: Some(dtype), ..Default::default() }).unwrap();
+        let quantised = load(&library, &file, "reference").info().unwrap();
+        assert_eq!(quantised.weights, dtype);
+        assert!(quantised.weight_bytes < info.weight_bytes);
+    }
     let options = InitOptions { n_layer: 2, n_embd: 64, n_vocab: 32, seed: 3, ..Default::default() };
     library.init(folder.join("fresh"), options).unwrap();
     assert_eq!(load(&library, folder.join("fresh"), "reference").info().unwrap().n_vocab, 32);
