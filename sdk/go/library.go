@@ -29,6 +29,7 @@ type LibraryOptions struct {
 	PluginPath string      // ':'-separated plugin files, manifests or folders, absolute; replaces the default search
 	Log        LogFunction // nil = standard error. It lives until the last object made from the library is closed
 	LogLevel   LogLevel    // 0 = warnings and errors
+	Layers     string      // ','-separated interposing layers around the devices of models, such as "validate,trace"
 }
 
 // A DeviceKind says what a device is.
@@ -87,6 +88,10 @@ func NewLibrary(options LibraryOptions) (*Library, error) {
 	if err != nil {
 		return nil, err
 	}
+	layers, err := optional(options.Layers, "Layers")
+	if err != nil {
+		return nil, err
+	}
 	var log *logger
 	if options.Log != nil {
 		log = &logger{handle: cgo.NewHandle(options.Log)}
@@ -94,7 +99,7 @@ func NewLibrary(options LibraryOptions) (*Library, error) {
 		defer log.release()
 	}
 	o, err := own("library", log, func(library C.duetgo) { C.duetgo_library_free(library) }, func(out *C.duetgo) error {
-		return check(C.duetgo_library_create(C.uint32_t(options.Threads), pluginPath, log.number(), C.int32_t(options.LogLevel), out))
+		return check(C.duetgo_library_create(C.uint32_t(options.Threads), pluginPath, log.number(), C.int32_t(options.LogLevel), layers, out))
 	})
 	if err != nil {
 		return nil, err

@@ -10,9 +10,19 @@ const (
 	F32  Dtype = C.DUET_F32  // IEEE binary32
 	F16  Dtype = C.DUET_F16  // IEEE binary16
 	BF16 Dtype = C.DUET_BF16 // the upper half of binary32
+	Q8   Dtype = C.DUET_I8   // quantised to 8 bits: docs/quantisation.md
+	Q4   Dtype = C.DUET_I4   // quantised to 4 bits
 )
 
-func (d Dtype) String() string { return named(int(d), "default", "f32", "f16", "bf16") }
+func (d Dtype) String() string {
+	switch d {
+	case Q8:
+		return "q8"
+	case Q4:
+		return "q4"
+	}
+	return named(int(d), "default", "f32", "f16", "bf16")
+}
 
 // ModelOptions say how to load a Model.
 type ModelOptions struct {

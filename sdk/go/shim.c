@@ -22,13 +22,14 @@ static duet_status on_progress(void* user, uint64_t done, uint64_t total) { retu
 static duet_status on_token(void* user, int32_t token) { return duetgoToken((uintptr_t)user, token); }
 static duet_status on_text(void* user, const char* text, size_t n) { return duetgoText((uintptr_t)user, (char*)text, n); }
 
-duetgo_outcome duetgo_library_create(uint32_t n_threads, const char* plugin_path, duetgo log, int32_t log_level, duetgo* out) {
+duetgo_outcome duetgo_library_create(uint32_t n_threads, const char* plugin_path, duetgo log, int32_t log_level, const char* layers, duetgo* out) {
   duet_library_options options = DUET_INIT(duet_library_options);
   options.n_threads = n_threads;
   options.plugin_path = plugin_path;
   options.log = log ? on_log : NULL;
   options.log_user = (void*)(uintptr_t)log;
   options.log_level = log_level;
+  options.layers = layers;
   duet_library* library = NULL;
   const duetgo_outcome o = outcome(duet_library_create(&options, &library));
   *out = (uintptr_t)library;

@@ -15,7 +15,7 @@ typedef struct duetgo_outcome {
   char* sentence; /* by malloc, NULL on success */
 } duetgo_outcome;
 
-duetgo_outcome duetgo_library_create(uint32_t n_threads, const char* plugin_path, duetgo log, int32_t log_level, duetgo* out);
+duetgo_outcome duetgo_library_create(uint32_t n_threads, const char* plugin_path, duetgo log, int32_t log_level, const char* layers, duetgo* out);
 duetgo_outcome duetgo_library_report(duetgo library, char* dst, size_t cap, size_t* out_size);
 duetgo_outcome duetgo_device_count(duetgo library, uint32_t* out);
 duetgo_outcome duetgo_device_get(duetgo library, uint32_t index, duet_device_info* out);

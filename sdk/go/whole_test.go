@@ -114,10 +114,10 @@ func TestStatesAreForkedSetSavedAndLoaded(t *testing.T) {
 }
 
 func TestNumbersHaveNames(t *testing.T) {
-	got := fmt.Sprint(duet.F32, duet.F16, duet.BF16, duet.Dtype(0), duet.Dtype(9), duet.ModeAuto, duet.ModeRecurrent, duet.ModeParallel, duet.CPU,
+	got := fmt.Sprint(duet.F32, duet.F16, duet.BF16, duet.Q8, duet.Q4, duet.Dtype(0), duet.Dtype(9), duet.ModeAuto, duet.ModeRecurrent, duet.ModeParallel, duet.CPU,
 		duet.IntegratedGPU, duet.GPU, duet.OtherDevice, duet.LogDebug, duet.LogInfo, duet.LogWarning, duet.LogError, duet.LogOff,
 		duet.FinishLength, duet.FinishStopToken, duet.FinishStopText, duet.FinishCallback, duet.FinishCancelled)
-	if got != "f32 f16 bf16 default 9 auto recurrent parallel cpu integrated gpu gpu other debug info warning error off "+
+	if got != "f32 f16 bf16 q8 q4 default 9 auto recurrent parallel cpu integrated gpu gpu other debug info warning error off "+
 		"length stop token stop text callback cancelled" {
 		t.Error(got)
 	}
@@ -184,6 +184,30 @@ func TestLibraryFilesAndModelsTellWhatCTells(t *testing.T) {
 			t.Errorf("%s is another model", path)
 		}
 	}
+}
+
+func TestQuantisedWeightsAndLayers(t *testing.T) {
+	w := world(t)
+	l := must(duet.NewLibrary(duet.LibraryOptions{Threads: 1, Layers: "canary"}))(t)
+	defer l.Close()
+	path := variable(t, "DUET_TEST_MODEL")
+	for _, weights := range []duet.Dtype{duet.Q8, duet.Q4} {
+		forward := func(l *duet.Library) [][]float32 {
+			model := must(l.Load(path, duet.ModelOptions{Device: "reference", Weights: weights}))(t)
+			defer model.Close()
+			if info := must(model.Info())(t); info.Weights != weights {
+				t.Errorf("%+v", info)
+			}
+			session, state := must(model.NewSession(duet.SessionOptions{}))(t), must(model.NewState(1, duet.StateOptions{}))(t)
+			return must(session.Forward(state, 0, []int32{1, 2, 3}, duet.Outputs{}))(t).Logits
+		}
+		if plain, layered := forward(w.library), forward(l); !reflect.DeepEqual(plain, layered) {
+			t.Errorf("%v: a layer changes the logits", weights)
+		}
+	}
+	unknown := must(duet.NewLibrary(duet.LibraryOptions{Threads: 1, Layers: "nonsense"}))(t)
+	defer unknown.Close()
+	refused(t, second(unknown.Load(path, duet.ModelOptions{Device: "reference"})), duet.ErrNotFound, "nonsense")
 }
 
 func TestTextBecomesTokensAndComesBack(t *testing.T) {
@@ -313,8 +337,8 @@ func TestTheBindingIsWhole(t *testing.T) {
 	left := map[string]bool{ // with reason
 		"duet_last_error(": true, "duet_session_output(": true, // by every call; duet_session_outputs gives all rows
 		"duet_api_version(": true, "DUET_API_VERSION": true, // the library judges sizes
-		"DUET_I8": true, "DUET_I4": true, "DUET_FP8_E4M3": true, // no version of the library has them
-		"DUET_OUT_LAST_LOGITS": true, "DUET_API": true, "DUET_H": true, "DUET_TYPES_H": true, "DUET_BACKEND": true, "DUET_FILE_": true, "DUET_LOG_": true,
+		"DUET_FP8_E4M3":        true, // no version of the library has it
+		"DUET_OUT_LAST_LOGITS": true, "DUET_API": true, "DUET_H": true, "DUET_TYPES_H": true, "DUET_BACKEND": true, "DUET_LAYERS": true, "DUET_FILE_": true, "DUET_LOG_": true, "DUET_MODE_": true,
 		"DUET_OUT_": true, "DUET_FINISH_": true, "DUET_E_": true, "DUET_E_UNKNOWN": true,
 	}
 	ours := map[string]bool{}
