@@ -118,9 +118,7 @@ typedef struct duetp_tensor {
   duet_dtype dtype;  /* of data's elements */
   uint32_t n_dim;    /* of dim, the rest of which is 0 */
   uint32_t dim[4];   /* the shape, last index fastest */
-  /* DUET_I8 and DUET_I4 only (sdk: duet_quantised.h): `data` are integers in tiles, of `dim` rounded up to whole ones; each
-   * output has a scale and with DUET_I4 a minimum for every `group` inputs. Else all are 0. */
-  const void *scale, *minimum;
+  const void *scale, *minimum; /* DUET_I8 and DUET_I4 only, with the four below, else 0; their form: sdk, duet_quantised.h */
   uint64_t scale_bytes, minimum_bytes; /* of scale and of minimum */
   uint32_t group;         /* inputs that share a scale */
   duet_dtype scale_dtype; /* of scale and minimum */

@@ -12,6 +12,7 @@
 
 #include "conform/crash.h"
 #include "conform/forward.h"
+#include "duet_quantised.h"
 
 namespace conform {
 namespace {
@@ -104,11 +105,11 @@ class Sweep {
   duetp_buffer *from_ = nullptr, *to_ = nullptr;
 };
 
-// The median of several runs, after one that warms up: seconds until what `enqueue` put on the queue is done, begun with empty
+// The median of several runs, of fewer where they are long, after one that warms up: seconds until what `enqueue` put on the queue is done, begun with empty
 // caches. As the host does it, steps of recurrent mode are recorded where the device can.
 double seconds_of(Device& d, Sweep& sweep, duet_mode mode, const std::function<void()>& enqueue) {
   constexpr size_t kRunsAtLeast = 5;
-  constexpr double kSeconds = 0.1;
+  constexpr double kSeconds = 0.1, kSecondsAtMost = 1;
   std::unique_ptr<Recording> record;
   if (mode == DUET_MODE_RECURRENT && d.records()) record = std::make_unique<Recording>(d, enqueue);
   const auto run = [&] {
@@ -117,7 +118,8 @@ double seconds_of(Device& d, Sweep& sweep, duet_mode mode, const std::function<v
   };
   run();
   std::vector<double> times;
-  for (const double first = now(); times.size() < kRunsAtLeast || now() - first < kSeconds;) {
+  const double first = now();
+  while (times.empty() || (now() - first < kSecondsAtMost && (times.size() < kRunsAtLeast || now() - first < kSeconds))) {
     sweep.run();
     const double begin = now();
     run();
@@ -128,17 +130,23 @@ double seconds_of(Device& d, Sweep& sweep, duet_mode mode, const std::function<v
   return *middle;
 }
 
+// Of n weights of a matrix: quantised ones with scales and minimums
+uint64_t matrix_bytes(duet_dtype dtype, uint64_t n) {
+  if (!duetp_is_quantised(dtype)) return n * bytes_of(dtype);
+  return n * (dtype == DUET_I8 ? DUETP_QUANTISED_GROUP + 2 : DUETP_QUANTISED_GROUP / 2 + 4) / DUETP_QUANTISED_GROUP;
+}
+
 uint64_t weight_bytes(const std::string& stage, uint32_t which, const duetp_shape& s, duet_dtype dtype, uint64_t n_tokens) {
-  const uint64_t w = bytes_of(dtype), C = s.n_embd, vector = C * 4;
+  const uint64_t C = s.n_embd, vector = C * 4;
   const uint64_t rank[] = {s.rank_w, s.rank_a, s.rank_v, s.rank_g};
-  if (stage == "embed") return n_tokens * C * w + 2 * vector;
+  if (stage == "embed") return matrix_bytes(dtype, n_tokens * C) + 2 * vector;
   if (stage == "shift_mix") return 8 * vector;
-  if (stage == "linear") return C * C * w;
-  if (stage == "lowrank") return 2 * C * rank[which] * w;
+  if (stage == "linear") return matrix_bytes(dtype, C * C);
+  if (stage == "lowrank") return matrix_bytes(dtype, 2 * C * rank[which]);
   if (stage == "wkv_prepare") return 5 * vector;
   if (stage == "norm_gate") return 3 * vector;
-  if (stage == "channel_mix") return 2 * C * s.n_ffn * w + 3 * vector;
-  if (stage == "head") return s.n_vocab * C * w + 2 * vector;
+  if (stage == "channel_mix") return matrix_bytes(dtype, 2 * C * s.n_ffn) + 3 * vector;
+  if (stage == "head") return matrix_bytes(dtype, s.n_vocab * C) + 2 * vector;
   return 0;  // wkv
 }
 
@@ -169,6 +177,13 @@ uint64_t step_bytes(const Model& m, const Batch& b) {
         layers * (weight_bytes(c.stage, c.which, m.shape, m.weights, static_cast<uint64_t>(b.n_tokens())) + b.lengths.size() * state_bytes(c.stage, m.shape));
   }
   return bytes;
+}
+
+// Whether a stage does the same with weights of this dtype as with f32: it has no matrix, and its matrix inputs are f32.
+bool same_as_f32(const StageCase& c, duet_dtype dtype) {
+  const bool matrix = c.stage == "embed" || c.stage == "linear" || c.stage == "lowrank" || c.stage == "channel_mix" || c.stage == "head";
+  const bool rounds = std::any_of(c.arguments.begin(), c.arguments.end(), [](const Argument& a) { return a.m; });
+  return !matrix && (!rounds || matrix_input(dtype) == DUET_F32);
 }
 
 class Table {
@@ -271,7 +286,7 @@ int measure(const Measure& x) {
   Sweep sweep(d);
   Table table(x, sweep);
   for (const Scale& scale : scales(x.quick, whole))
-    for (const duet_dtype dtype : {DUET_F32, DUET_BF16, DUET_F16}) {
+    for (const duet_dtype dtype : kWeights) {
       const auto wanted = [&](uint32_t rung) { return d.refuses(scale.shape, dtype, rung).empty(); };
       if ((cases.empty() || !wanted(1)) && std::none_of(rungs.begin(), rungs.end(), wanted)) continue;
       const Model model(scale.shape, dtype, x.seed);
@@ -279,6 +294,7 @@ int measure(const Measure& x) {
         const Model::Layers layers(d, model);
         for (const StageCase& c : cases)
           for (const Run& run : kRuns) {
+            if (dtype != DUET_F32 && same_as_f32(c, dtype)) continue;
             now_running(fmt::format("{} {} {} {}, measured", c.name(), scale.name, name_of(dtype), run.name()));
             table.add(c.name(), scale, dtype, run, stage_bytes(c, model, run.batch()), seconds_of_stage(d, sweep, model, layers, c, run));
           }

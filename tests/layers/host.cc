@@ -24,8 +24,9 @@ TEST_CASE("a layer is no backend, and the report says what it is") {
   for (const auto& p : report(lib)) {
     const bool layer = p.at("id") == "validate" || p.at("id") == "trace" || p.at("id") == "canary";
     CHECK(p.at("layer") == layer);
-    CHECK(p.at("taken") == true);
-    CHECK(p.at("devices").empty() == layer);
+    const bool taken = p.at("taken");  // a backend may find no device here
+    CHECK((taken || !layer));
+    CHECK(p.at("devices").empty() == (layer || !taken));
     found += layer;
   }
   CHECK(found == 3);
