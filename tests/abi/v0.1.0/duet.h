@@ -42,7 +42,7 @@ extern "C" {
 #define DUET_INIT(T) ((T){.size = (uint32_t)sizeof(T)})
 #endif
 
-#define DUET_API_VERSION 0x00010001u /* the header you compiled against: major << 16 | minor */
+#define DUET_API_VERSION 0x00010002u /* the header you compiled against: major << 16 | minor */
 DUET_API uint32_t duet_api_version(void);             /* the library you run against */
 DUET_API const char* duet_version_string(void);       /* "0.1.0 (gcc 12.2.0, x86_64)", for bug reports; never NULL */
 DUET_API const char* duet_status_name(duet_status s); /* "DUET_E_ABI"; "DUET_E_UNKNOWN" for others; never NULL */
@@ -63,14 +63,16 @@ typedef struct duet_library_options {
   void* log_user;          /* given to `log` */
   int32_t log_level;       /* DUET_LOG_*; 0 = warnings and errors */
   uint32_t reserved;
+  const char* layers;      /* ','-separated interposing layers (docs/layers.md) around the devices of models, the first nearest
+                              to the program; NULL = DUET_LAYERS, else none. An unknown one fails duet_model_load. Since 1.2 */
 } duet_library_options;
 /* Starts the threads; looks for no plugin yet. Errors: DUET_E_LIMIT, more threads than allowed or than the system gives. */
 DUET_API duet_status duet_library_create(const duet_library_options* options, duet_library** out_library);
 /* What was made from it works on; threads and devices go with the last of it. */
 DUET_API void duet_library_free(duet_library* library);
 /* Every plugin that was considered, in order, with the sentence for why it was or was not taken, as JSON:
- * {"plugins":[{"id","path","taken","reason","version","abi","devices":[{"spec","name"}]}]}. Opens all plugins, once
- * for a library. A plugin that fails is no error here. Errors: DUET_E_SMALL. */
+ * {"plugins":[{"id","path","taken","layer","reason","version","abi","devices":[{"spec","name"}]}]}. Opens all plugins,
+ * once for a library. A plugin that fails is no error here. Errors: DUET_E_SMALL. */
 DUET_API duet_status duet_library_report(duet_library* library, char* dst, size_t cap, size_t* out_size);
 
 /* ---- 2. device ---------------------------------------------------------------------------------------------
@@ -102,7 +104,7 @@ DUET_API duet_status duet_file_info(duet_library* library, const char* path, uin
 /* Options of duet_file_convert. */
 typedef struct duet_convert_options {
   uint32_t size;
-  duet_dtype weights; /* dtype of the matrices; 0 = as stored. Vectors keep their dtype */
+  duet_dtype weights; /* dtype of the matrices, DUET_I8 (q8) and DUET_I4 (q4) included; 0 = as stored. Vectors keep their dtype */
   uint32_t overwrite; /* 0: an existing output is DUET_E_EXISTS */
   uint32_t flags;     /* DUET_FILE_* */
   duet_progress_fn progress; /* bytes */
@@ -116,7 +118,7 @@ typedef struct duet_init_options {
   uint32_t size;
   uint32_t n_layer, n_embd, n_vocab; /* L, C, V; required */
   uint32_t head_size;                /* 0 = 64; must divide n_embd */
-  duet_dtype weights;                /* 0 = f32 */
+  duet_dtype weights;                /* f32, f16 or bf16; 0 = f32 */
   uint32_t overwrite, reserved;      /* 0: an existing output is DUET_E_EXISTS */
   uint64_t seed;                     /* the same seed gives the same file */
   duet_progress_fn progress; /* bytes; since 1.1 */

@@ -118,9 +118,9 @@ typedef struct duetp_tensor {
   duet_dtype dtype;  /* of data's elements */
   uint32_t n_dim;    /* of dim, the rest of which is 0 */
   uint32_t dim[4];   /* the shape, last index fastest */
-  const void *scale, *minimum; /* quantised dtypes only, with the four below */
+  const void *scale, *minimum; /* DUET_I8 and DUET_I4 only, with the four below, else 0; their form: sdk, duet_quantised.h */
   uint64_t scale_bytes, minimum_bytes; /* of scale and of minimum */
-  uint32_t group;         /* elements that share a scale */
+  uint32_t group;         /* inputs that share a scale */
   duet_dtype scale_dtype; /* of scale and minimum */
 } duetp_tensor;
 
@@ -163,7 +163,8 @@ enum {
 /* ---- stages -------------------------------------------------------------------------------------------- */
 /* One argument struct serves all stages of rung 1. Which entry of in[] and out[] means what is fixed by the enums below.
  * Activations are f32 [T,C], except those marked (m): matrix inputs, which have the layer's weight dtype when that is
- * bf16 and f32 otherwise. An out ref may equal an in ref of the same element type where marked (=name); else they are disjoint. */
+ * bf16 and f32 otherwise; with quantised weights the stage that multiplies rounds them. An out ref may equal an in ref of the
+ * same element type where marked (=name); else they are disjoint. */
 typedef struct duetp_stage {
   uint32_t size;
   uint32_t which;       /* linear, lowrank: DUETP_LINEAR_*, DUETP_LOWRANK_* */
@@ -193,7 +194,7 @@ enum { DUETP_SHIFT_MIX_OUT_R = 0, DUETP_SHIFT_MIX_OUT_W, DUETP_SHIFT_MIX_OUT_K, 
 enum { DUETP_LINEAR_IN = 0 };
 enum { DUETP_LINEAR_OUT = 0 };
 /* lowrank: in[0] (m); out[0] = act(in M1) M2 with act tanh, none, none, sigmoid for w, a, v, g; no bias. The hidden
- * vector is a matrix input too: with bf16 weights it is rounded to bf16. */
+ * vector is a matrix input too: with bf16 weights it is rounded to bf16, with quantised ones as `in` is. */
 enum { DUETP_LOWRANK_IN = 0 };
 enum { DUETP_LOWRANK_OUT = 0 };
 /* wkv_prepare, per token: w_raw = w0 + lw;  a = sigmoid(a0 + la);  layer 0: v_first = v, else v' = v + (v_first - v) *

@@ -36,7 +36,7 @@ enum {
   DUET_F32 = 1,
   DUET_F16 = 2,  /* IEEE binary16 */
   DUET_BF16 = 3, /* upper half of binary32 */
-  DUET_I8 = 16,
+  DUET_I8 = 16, /* quantised weights, "q8" and "q4": docs/quantisation.md */
   DUET_I4 = 17,
   DUET_FP8_E4M3 = 24
 };

@@ -1,25 +1,23 @@
 /* The smallest plugin that does something: it computes one stage, norm_gate, on the host's memory, and leaves memory and
- * the other stages to the host. Copy this folder, rename "minimal", and replace stage after stage. */
-#include <duet_host_memory.h>
+ * the other stages to the host. For one of your own, start from the kit's template: docs/plugins.md. */
+#include <duet_stage.h>
 #include <math.h>
 #include <string.h>
 
 /* out = (group_norm(y) + (sum over the head of r k r_k) v) * g, head by head */
 static duet_status norm_gate(void* self, duetp_queue* q, const duetp_stage* a) {
-  const uint32_t H = a->layer->shape.n_head, N = a->layer->shape.head_size;
-  const float *y = duetp_host_f32(a->in[DUETP_NORM_GATE_IN_Y]), *r = duetp_host_f32(a->in[DUETP_NORM_GATE_IN_R]), *k = duetp_host_f32(a->in[DUETP_NORM_GATE_IN_K]);
-  const float *v = duetp_host_f32(a->in[DUETP_NORM_GATE_IN_V]), *g = duetp_host_f32(a->in[DUETP_NORM_GATE_IN_G]);
-  const float *r_k = a->layer->tensor[DUETP_T_R_K].data, *w = a->layer->tensor[DUETP_T_LN_X_W].data, *b = a->layer->tensor[DUETP_T_LN_X_B].data;
-  float* out = duetp_host_f32(a->out[DUETP_NORM_GATE_OUT]);
-  const uint64_t heads = (uint64_t)duetp_host_i32(a->frame->used)[0] * H; /* of all tokens of this run */
+  const duetp_norm_gate s = duetp_norm_gate_of(a);
+  const uint32_t H = s.run.H, N = s.run.N;
   (void)self, (void)q;
-  for (uint64_t h = 0; h < heads; ++h, y += N, r += N, k += N, v += N, g += N, out += N) {
-    const uint32_t c = (uint32_t)(h % H) * N; /* first channel of the head */
+  for (uint64_t h = 0; h < (uint64_t)s.run.n_tokens * H; ++h) {
+    const uint64_t at = h * N;                /* the head's first channel among those of all tokens, */
+    const uint32_t c = (uint32_t)(h % H) * N; /* and of its own */
     double mean = 0, square = 0, bonus = 0;
-    for (uint32_t i = 0; i < N; ++i) mean += y[i] / N, bonus += (double)r[i] * k[i] * r_k[c + i];
-    for (uint32_t i = 0; i < N; ++i) square += (y[i] - mean) * (y[i] - mean) / N;
-    const double scale = 1 / sqrt(square + a->layer->shape.gn_eps);
-    for (uint32_t i = 0; i < N; ++i) out[i] = (float)(((y[i] - mean) * scale * w[c + i] + b[c + i] + bonus * v[i]) * g[i]);
+    for (uint32_t i = 0; i < N; ++i) mean += s.y[at + i] / N, bonus += (double)s.r[at + i] * s.k[at + i] * s.r_k[c + i];
+    for (uint32_t i = 0; i < N; ++i) square += (s.y[at + i] - mean) * (s.y[at + i] - mean) / N;
+    const double scale = 1 / sqrt(square + s.run.gn_eps);
+    for (uint32_t i = 0; i < N; ++i)
+      ((float*)s.out)[at + i] = (float)(((s.y[at + i] - mean) * scale * s.ln_w[c + i] + s.ln_b[c + i] + bonus * s.v[at + i]) * s.g[at + i]);
   }
   return DUET_OK;
 }
