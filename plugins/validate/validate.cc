@@ -9,6 +9,7 @@
 #include <utility>
 
 #include <duet_interpose.hpp>
+#include <duet_quantised.h>
 
 namespace {
 
@@ -129,10 +130,10 @@ Difference compare(const unsigned char* got, const unsigned char* want, duet_dty
 // docs/plugins.md says why.
 double tolerance(const duetp::Call& c, duet_dtype weights, duet_dtype dtype, const char* output) {
   if (dtype == DUET_BF16) return 0x1p-7;
-  if (weights != DUET_BF16) return 2e-5;
-  if (c.is(&duetp_ops::wkv) && c.args.mode == DUET_MODE_PARALLEL) return 0x1p-8;
+  if (weights == DUET_BF16 && c.is(&duetp_ops::wkv) && c.args.mode == DUET_MODE_PARALLEL) return 0x1p-8;
   const bool rounds_inside = c.is(&duetp_ops::lowrank) || c.is(&duetp_ops::channel_mix) || std::strcmp(output, "logits") == 0;
-  return rounds_inside && std::strcmp(output, "the state") != 0 ? 0x1p-6 : 2e-5;
+  if (!rounds_inside || std::strcmp(output, "the state") == 0) return 2e-5;
+  return weights == DUET_BF16 ? 0x1p-6 : duetp_is_quantised(weights) ? 0x1p-5 : 2e-5;
 }
 
 class Validate : public duetp::Interposer {

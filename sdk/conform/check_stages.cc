@@ -5,6 +5,7 @@
 
 #include "conform/batches.h"
 #include "conform/checks.h"
+#include "duet_quantised.h"
 
 namespace conform {
 namespace {
@@ -104,11 +105,11 @@ std::string name_of(const Size& s, const Batch& b, duet_mode mode, Pattern p) {
 }  // namespace
 
 void check_stages(Context& x) {
-  std::vector<StageCase> cases;
+  std::vector<StageCase> offered;
   for (const StageCase& c : stage_cases()) {
     if (!x.stage.empty() && x.stage != c.stage && x.stage != c.name()) continue;
     if (x.device.offers(c.fn)) {
-      cases.push_back(c);
+      offered.push_back(c);
     } else {
       Line line(c.name(), "", "");
       line.absent = true;
@@ -117,6 +118,9 @@ void check_stages(Context& x) {
     }
   }
   for (const duet_dtype dtype : kWeights) {
+    std::vector<StageCase> cases;  // beside quantised weights all is f32: stages without a matrix do the same as with f32 weights
+    for (const StageCase& c : offered)
+      if (has_matrix(c) || !duetp_is_quantised(dtype)) cases.push_back(c);
     std::vector<Line> lines;
     for (const StageCase& c : cases)
       for (const char* mode : {"parallel", "recurrent"}) lines.emplace_back(c.name(), name_of(dtype), mode);

@@ -181,9 +181,8 @@ uint64_t step_bytes(const Model& m, const Batch& b) {
 
 // Whether a stage does the same with weights of this dtype as with f32: it has no matrix, and its matrix inputs are f32.
 bool same_as_f32(const StageCase& c, duet_dtype dtype) {
-  const bool matrix = c.stage == "embed" || c.stage == "linear" || c.stage == "lowrank" || c.stage == "channel_mix" || c.stage == "head";
   const bool rounds = std::any_of(c.arguments.begin(), c.arguments.end(), [](const Argument& a) { return a.m; });
-  return !matrix && (!rounds || matrix_input(dtype) == DUET_F32);
+  return !has_matrix(c) && (!rounds || matrix_input(dtype) == DUET_F32);
 }
 
 class Table {

@@ -51,6 +51,10 @@ const char* name_of(Pattern p) {
   return names[static_cast<int>(p)];
 }
 
+bool has_matrix(const StageCase& c) {
+  return c.stage == "embed" || c.stage == "linear" || c.stage == "lowrank" || c.stage == "channel_mix" || c.stage == "head";
+}
+
 std::vector<StageCase> stage_cases() {
   using A = std::vector<Argument>;
   using D = duet::Device;

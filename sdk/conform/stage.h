@@ -39,6 +39,9 @@ struct StageCase {
 };
 constexpr uint32_t kBlock = ~0u;
 
+// Whether the stage multiplies by weights, or reads rows of them.
+bool has_matrix(const StageCase& c);
+
 // Every stage in every variant.
 std::vector<StageCase> stage_cases();
 
