@@ -72,7 +72,7 @@ Try try_i4(const float* x, const float* real, float n, float mean, float scale, 
 
 Rounded round_i4(const float* x, uint32_t n) {
   // The range of x, drawn in by these shares: outliers pay, the many gain. Each is then fitted to its own integers.
-  static constexpr float kShares[] = {0.95f, 0.82f};
+  static constexpr float kShares[] = {1.0f, 0.84f};
   constexpr int kFits = 2;
   Rounded best;
   float low = x[0], high = x[0], sum = 0, finite = 0;
