@@ -10,4 +10,7 @@ foreach(dtype f32 bf16 f16)
     endif()
   endforeach()
 endforeach()
+if(NOT FLAGS STREQUAL "")
+  return()  # whole golden models take long under sanitizers, and duet-conform has run networks
+endif()
 run(${CMAKE_COMMAND} -E env DUET_PLUGIN_ADD=${plugins}/${NAME}.duet.json DUET_TEST_BACKENDS=${NAME} ${TEST_MODEL} "golden tiny*")
