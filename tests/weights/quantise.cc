@@ -66,7 +66,7 @@ TEST_CASE("the error is that of so many bits") {
     const double q8 = relative_error(Quantised(kOutMajor, DUET_I8, 512, in, w).floats(), w), q4 = relative_error(Quantised(kOutMajor, DUET_I4, 512, in, w).floats(), w);
     INFO(q8 << " " << q4);
     CHECK((q8 > 0.004 && q8 < 0.007));
-    CHECK((q4 > 0.05 && q4 < 0.085));
+    CHECK((q4 > 0.05 && q4 < 0.086));  // 0.088 without a search
   }
 }
 
