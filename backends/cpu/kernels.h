@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string_view>
 
-#include "duet_types.h"
+#include "duet_quantised.h"
 
 namespace duet_cpu {
 
@@ -66,7 +66,7 @@ enum class Finish { kStore, kAdd, kRelu2, kTanh, kSigmoid };
 void finish_tile(const float* tile, size_t rows, size_t count, Finish finish, bool bf16, void* out, size_t ld);
 
 // ---- quantised.cc, quantised_x86.cc: the same for q8 and q4 weights, whose inputs are rounded first ----
-constexpr size_t kGroup = 64, kTile = 16;
+constexpr size_t kGroup = DUETP_QUANTISED_GROUP, kTile = DUETP_QUANTISED_TILE;
 struct RoundedRows {  // [rows][groups]; see duetp_round_input
   size_t groups;
   int8_t* q;       // [64] for each group
@@ -80,7 +80,7 @@ RoundedRows rounded_from(const RoundedRows& x, size_t row);      // without the 
 void round_rows(const float* x, size_t in, size_t rows, const RoundedRows& out);
 // One group of each row: n <= kGroup inputs from x, rows ld apart.
 void round_groups(const float* x, size_t ld, size_t n, size_t rows, const RoundedRows& out, size_t group);
-// `first` is a multiple of kTile. In both modes a row's bits are the same, whichever kernel computes it, where there is FMA.
+// `first` is a multiple of kTile. A row's bits are the same in both modes; on x86-64 also with VNNI and with AVX2.
 // Rows of y are ld apart, and written in whole tiles. `next`: outputs that this thread will probably be asked for next, to be
 // fetched meanwhile.
 void multiply_tile(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, size_t next);

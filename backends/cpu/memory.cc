@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "device.h"
+#include "duet_quantised.h"
 #include "queue.h"
 
 namespace duet_cpu {
@@ -55,8 +56,7 @@ void* buffer_ptr(void*, duetp_buffer* b) { return b->data; }
 
 // ---- layers ----
 
-bool is_in_major(uint32_t id) { return id >= DUETP_T_W1 && id <= DUETP_T_G2; }
-bool is_matrix(uint32_t id) { return is_in_major(id) || (id >= DUETP_T_RECEPTANCE && id <= DUETP_T_OUTPUT) || id == DUETP_T_FFN_KEY || id == DUETP_T_FFN_VALUE || id == DUETP_T_EMB || id == DUETP_T_HEAD; }
+bool is_matrix(uint32_t id) { return duetp_is_in_major(id) || (id >= DUETP_T_RECEPTANCE && id <= DUETP_T_OUTPUT) || id == DUETP_T_FFN_KEY || id == DUETP_T_FFN_VALUE || id == DUETP_T_EMB || id == DUETP_T_HEAD; }
 
 duet_status layer_new(void* self, const duetp_layer_desc* desc, duetp_layer** out) {
   Device& d = *static_cast<Device*>(self);
@@ -77,7 +77,7 @@ duet_status layer_new(void* self, const duetp_layer_desc* desc, duetp_layer** ou
         l->vector[id] = static_cast<const float*>(t->data);
         continue;
       }
-      const bool in_major = is_in_major(id);
+      const bool in_major = duetp_is_in_major(id);
       l->matrix[id] = {t->data, t->dtype, t->dim[in_major ? 0 : 1], t->dim[in_major ? 1 : 0], in_major, t->scale, t->minimum};
       if (!l->matrix[id].quantised() && id != DUETP_T_EMB && id != DUETP_T_HEAD) l->gemm[id] = d.gemms.get(l->matrix[id].in, l->bf16 && d.gemms.has_bf16());
     }
