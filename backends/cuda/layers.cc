@@ -1,5 +1,6 @@
 // Rung 2: a run of layers, with what stands side by side in the equations in one launch.
 #include "pass.h"
+#include "resident.h"
 
 namespace duet_cuda {
 namespace {
@@ -132,11 +133,27 @@ void layer(const Pass& p, const duetp_layer& l, float* x, float* v_first) {
   p.add_channel_value(l, p.scratch.inner, x);
 }
 
+// One token of one sequence
+void resident(const Pass& p, const duetp_step& a) {
+  const duetp_shape& shape = a.layers[a.first_layer]->shape;
+  const Scratch& s = p.scratch;
+  Resident r{};
+  r.layers = a.layers;
+  r.first = a.first_layer, r.n = a.n_layer;
+  r.x = pointer<float>(a.x), r.v_first = pointer<float>(a.v_first);
+  r.state = p.state->att_x(0);
+  r.layer_stride = p.state->layer, r.slot_stride = p.state->slot;
+  r.used = p.packed.used, r.starts = p.packed.starts, r.slots = p.packed.slots;
+  r.scratch = {s.r, s.low, s.gated, reinterpret_cast<float*>(p.q.reserve_parts(resident_parts_bytes(shape.n_embd))), reinterpret_cast<uint32_t*>(p.q.reserve_tickets(2 * sizeof(uint32_t)))};
+  p.check(resident_layers(r, p.q.stream), "layers");
+}
+
 }  // namespace
 
 duet_status run_layers(void* self, duetp_queue* q, const duetp_step* a) {
   return guarded(self, [&](Device&) {
     const Pass p(*q, *a->frame, a->state, a->mode, *a->layers[a->first_layer]);
+    if (p.single() && a->frame->n_tokens == 1 && a->frame->n_seqs == 1 && resident_takes(*a->layers[a->first_layer])) return resident(p, *a);
     float *x = pointer<float>(a->x), *v_first = pointer<float>(a->v_first);
     p.place();
     for (uint32_t i = a->first_layer; i < a->first_layer + a->n_layer; ++i) layer(p, *a->layers[i], x, v_first);

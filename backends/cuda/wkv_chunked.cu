@@ -11,6 +11,7 @@
 // between it and the last; in the second every other segment composes its initial state from those before it, in order, and is walked.
 #include <algorithm>
 
+#include "cuda/barrier.h"
 #include "cuda/wkv_chunked.h"
 
 namespace duet_cuda {
@@ -33,8 +34,6 @@ template <int N>
 constexpr bool kTakesSegments = N <= 64;
 
 // ---- instructions -----------------------------------------------------------------------------------------
-__device__ __forceinline__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
-
 __device__ __forceinline__ float to_tf32(float x) { return x * kToTf32; }
 
 __device__ __forceinline__ float exp2_approximate(float x) {
@@ -78,36 +77,6 @@ template <int kPending>
 __device__ __forceinline__ void copies_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
-
-__device__ __forceinline__ void barrier_init(uint64_t* barrier, uint32_t count) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
-  asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(shared_address(barrier)) : "memory");
-}
-// Whether the phase of this parity is over, as it is for parity 1 before the first phase. Returns at once.
-__device__ __forceinline__ bool barrier_passed(uint64_t* barrier, uint32_t parity) {
-  uint32_t passed;
-  asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-               : "=r"(passed)
-               : "r"(shared_address(barrier)), "r"(parity)
-               : "memory");
-  return passed != 0;
-}
-// The same, but the warp may sleep for a while first.
-__device__ __forceinline__ bool barrier_passed_soon(uint64_t* barrier, uint32_t parity) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  uint32_t passed;
-  asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-               : "=r"(passed)
-               : "r"(shared_address(barrier)), "r"(parity)
-               : "memory");
-  return passed != 0;
-#else
-  return barrier_passed(barrier, parity);
-#endif
-}
-// ---- end of instructions ----------------------------------------------------------------------------------
 
 __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity) {
   while (!barrier_passed_soon(barrier, parity)) {
