@@ -136,7 +136,6 @@ void layer(const Pass& p, const duetp_layer& l, float* x, float* v_first) {
 // One token of one sequence
 void resident(const Pass& p, const duetp_step& a) {
   const duetp_shape& shape = a.layers[a.first_layer]->shape;
-  const Scratch& s = p.scratch;
   Resident r{};
   r.layers = a.layers;
   r.first = a.first_layer, r.n = a.n_layer;
@@ -144,7 +143,7 @@ void resident(const Pass& p, const duetp_step& a) {
   r.state = p.state->att_x(0);
   r.layer_stride = p.state->layer, r.slot_stride = p.state->slot;
   r.used = p.packed.used, r.starts = p.packed.starts, r.slots = p.packed.slots;
-  r.scratch = {s.r, s.low, s.gated, reinterpret_cast<float*>(p.q.reserve_parts(resident_parts_bytes(shape.n_embd))), reinterpret_cast<uint32_t*>(p.q.reserve_tickets(2 * sizeof(uint32_t)))};
+  r.scratch = lay_out_resident(p.q.reserve_resident(resident_scratch_bytes(shape)), shape);
   p.check(resident_layers(r, p.q.stream), "layers");
 }
 

@@ -1,17 +1,20 @@
 // All layers for one token, without a kernel's end between a step and the next. One block a multiprocessor. Its last warp
 // copies the block's share of all weights, in the order in which they are used, into a ring in shared memory, as fast as the
 // ring takes them: it waits for no result, so that the memory is busy while the other warps wait for each other's blocks.
-// A layer has five steps, with a barrier of all blocks after each:
+// What blocks tell each other are numbers that carry the step they belong to: who needs one looks until it is there, and no
+// barrier of all blocks is needed. A layer has five steps:
 //   1  token shift of time mix; rows of receptance, key, value and of the first low-rank matrices
 //   2  a block a head: the second low-rank matrices' rows of it, wkv, norm and gate
-//   3  rows of output, added to x
+//   3  rows of output, added to x, of which each block keeps a part
 //   4  token shift of channel mix; rows of key, and for each input u of relu^2 that is not zero u times its row of value, for
 //      all outputs at once: a block's part of a sum over blocks
 //   5  columns of these sums, added to x
-// All sums have a fixed order.
+// Every block waits in step 1 for x of all blocks, so that none is a layer ahead: a number is written again only after all
+// have read it. All sums have a fixed order.
 #include "resident.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "barrier.h"
 #include "device.h"
@@ -31,6 +34,8 @@ constexpr uint32_t kHead = 64;                // elements
 constexpr uint32_t kMaxInputs = 4;            // different inputs of a block's rows in step 1
 constexpr uint32_t kTile = 16;                // rows of key between which rows of value are fetched
 constexpr uint32_t kMaxSlice = 1024;          // rows of key of a block
+constexpr uint32_t kMaxOwn = 64;              // elements of x of a block
+constexpr uint32_t kMaxHeard = 9;             // blocks' parts that a thread waits for at a time
 constexpr uint64_t kPatience = 20'000'000'000;  // ns at a barrier before the kernel gives up: rather a fault than a hang
 
 // ---- what the host hands over ----
@@ -67,15 +72,21 @@ __device__ __forceinline__ uint32_t mix_of(uint32_t product) {
   constexpr uint32_t kMix[kProducts] = {DUETP_T_X_R, DUETP_T_X_K, DUETP_T_X_V, DUETP_T_X_W, DUETP_T_X_A, DUETP_T_X_V, DUETP_T_X_G};
   return kMix[product];
 }
-// f(product, first row, end row) for each product of which the block has rows
-template <class F>
-__device__ __forceinline__ void for_products(const Plan& p, bool first_layer, F&& f) {
+// The rows of products that are a block's
+struct Products {
+  uint32_t n;
+  struct {
+    uint32_t product, begin, end;
+  } of[kMaxInputs];
+};
+__device__ void divide_products(const Plan& p, bool first_layer, Products& out) {
   uint32_t n = 0, at = 0;
   for (uint32_t q = 0; q < kProducts; ++q) n += product_rows(q, p.C, p.rank, first_layer);
   const Share mine = share(n);
+  out.n = 0;
   for (uint32_t q = 0; q < kProducts; ++q) {
     const uint32_t rows = product_rows(q, p.C, p.rank, first_layer), begin = max(at, mine.begin), end = min(at + rows, mine.end);
-    if (begin < end) f(q, begin - at, end - at);
+    if (begin < end) out.of[out.n++] = {q, begin - at, end - at};
     at += rows;
   }
 }
@@ -90,7 +101,10 @@ struct Shared {
   float sums[4][kWarps];
   float u[kMaxSlice];
   float low[4][kHead];  // second low-rank products
-  float r[kHead], w[kHead], k[kHead], v[kHead], minus_kk[kHead], b[kHead], g[kHead], y[kHead];
+  float y[kHead];
+  float x[kMaxOwn];
+  float columns[kWarps][32];
+  Products products[2];  // of layer 0, of the others
 };
 
 __device__ __forceinline__ uint64_t nanoseconds() {
@@ -117,7 +131,7 @@ struct Ring {
   __device__ void next() {
     if (++stage == kStages) stage = 0, parity ^= 1;
   }
-  // The copying warp's: room for a stage of so many bytes
+  // The copying thread's: room for a stage of so many bytes
   __device__ void open(uint32_t bytes) {
     wait_for([&] { return barrier_passed_soon(&s.empty[stage], parity ^ 1); });
     barrier_expect(&s.full[stage], bytes);
@@ -168,9 +182,11 @@ __device__ void copy_layers(const Plan& p, Ring ring) {
   uint32_t tiles = 0;  // that are over
   for (uint32_t i = 0; i < p.n; ++i) {
     const Layer l(p, i);
-    for_products(p, l.is_first, [&](uint32_t q, uint32_t begin, uint32_t end) {
-      copy_rows(ring, l.matrix(matrix_of(q)) + static_cast<uint64_t>(begin) * C, end - begin, C, rows_of_stage(C));
-    });
+    const Products& products = ring.s.products[l.is_first ? 0 : 1];
+    for (uint32_t j = 0; j < products.n; ++j) {
+      const auto& q = products.of[j];
+      copy_rows(ring, l.matrix(matrix_of(q.product)) + static_cast<uint64_t>(q.begin) * C, q.end - q.begin, C, rows_of_stage(C));
+    }
     if (blockIdx.x < p.n_head)
       for (uint32_t m = 0; m < 4; ++m)
         if (m != 2 || !l.is_first) copy_rows(ring, l.matrix(DUETP_T_W2 + m) + static_cast<uint64_t>(blockIdx.x) * kHead * p.rank[m], kHead, p.rank[m], low_rows_of_stage(p.rank[m]));
@@ -221,11 +237,45 @@ __device__ __forceinline__ Eight read_eight(const float* p, uint32_t column, uin
   const float4 a = __ldg(reinterpret_cast<const float4*>(p + column)), b = __ldg(reinterpret_cast<const float4*>(p + column) + 1);
   return {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 }
-__device__ __forceinline__ Eight read_eight_of_others(const float* p, uint32_t column, uint32_t n) {  // not from this multiprocessor's cache
+// A number that carries the step it belongs to, in one word of 64 bits, which is written and read as a whole
+__device__ __forceinline__ void tell(uint64_t* to, float x, uint32_t step) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(static_cast<uint64_t>(step) << 32 | __float_as_uint(x)) : "memory");
+}
+template <int n>
+struct Told {
+  uint64_t word[n];
+  __device__ void look(const uint64_t* from) {
+    if constexpr (n == 1) {
+      asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word[0]) : "l"(from) : "memory");
+    } else {
+#pragma unroll
+      for (int i = 0; i < n; i += 2) asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(word[i]), "=l"(word[i + 1]) : "l"(from + i) : "memory");
+    }
+  }
+  __device__ bool is_of(uint32_t step) const {
+    bool all = true;
+#pragma unroll
+    for (int i = 0; i < n; ++i) all = all && static_cast<uint32_t>(word[i] >> 32) == step;
+    return all;
+  }
+  __device__ float operator[](int i) const { return __uint_as_float(static_cast<uint32_t>(word[i])); }
+};
+template <int n>
+__device__ __forceinline__ Told<n> hear(const uint64_t* from, uint32_t step) {
+  Told<n> t;
+  wait_for([&] { return t.look(from), t.is_of(step); });
+  return t;
+}
+__device__ __forceinline__ Eight hear_eight(const uint64_t* from, uint32_t column, uint32_t n, uint32_t step) {
   Eight e{};
   if (column >= n) return e;
-  const float4 a = __ldcg(reinterpret_cast<const float4*>(p + column)), b = __ldcg(reinterpret_cast<const float4*>(p + column) + 1);
-  return {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+  // the first lane looks for the warp, so that waiting costs the others' copies little
+  if (threadIdx.x % 32 == 0) hear<2>(from + column, step);
+  __syncwarp(__activemask());
+  const Told<8> t = hear<8>(from + column, step);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) e[i] = t[i];
+  return e;
 }
 __device__ __forceinline__ void write_eight(float* p, const Eight& e) {
   reinterpret_cast<float4*>(p)[0] = {e[0], e[1], e[2], e[3]};
@@ -245,30 +295,13 @@ struct Worker {
   Shared& s;
   Ring ring;
   char* scratch;  // inputs of products, bf16 [kMaxInputs, C], or sums of value, f32 [kWorkers, 8]
+  uint32_t step;  // of the layer: what numbers carry
+  const ResidentScratch& told = p.a.scratch;
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = 8 * threadIdx.x;
-  uint32_t meetings = 0;  // of all blocks
+  const Share own = share(p.C);  // of x
   uint32_t tiles = 0;
 
   __device__ uint4* input(uint32_t i) const { return reinterpret_cast<uint4*>(scratch) + i * (p.C / 8); }
-
-  // A barrier of all blocks in two parts. What other blocks wrote before it is read from the L2 cache.
-  __device__ void arrive() {
-    workers_meet();
-    ++meetings;
-    if (threadIdx.x == 0) {
-      __threadfence();
-      asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p.a.scratch.tickets) : "memory");
-    }
-  }
-  __device__ void meet() const {
-    if (threadIdx.x == 0)
-      wait_for([&] {
-        uint32_t n;
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(n) : "l"(p.a.scratch.tickets) : "memory");
-        return n >= meetings * gridDim.x;
-      });
-    workers_meet();
-  }
 
   // The sum over all threads; `which` of the arrays is free again after the next meeting of workers.
   __device__ float sum(float x, uint32_t which) const {
@@ -324,75 +357,41 @@ struct Worker {
     }
   }
 
-  __device__ void time_mix_products(const Layer& l, Eight& y, float* state) {
+  // x of step 1; before the first layer it is where the kernel before left it
+  __device__ Eight hear_x(bool is_first_of_run) const { return is_first_of_run ? read_eight(p.a.x, column, p.C) : hear_eight(told.x_mixed, column, p.C, step - 1); }
+
+  __device__ void time_mix_products(const Layer& l, bool is_first_of_run, Eight& y, const float* state) {
+    const Products& products = s.products[l.is_first ? 0 : 1];
     const Eight w = read_eight(l.vector(DUETP_T_LN1_W), column, p.C), b = read_eight(l.vector(DUETP_T_LN1_B), column, p.C);
-    const Eight before = state ? read_eight_of_others(state, column, p.C) : Eight{};
-    uint32_t products[kMaxInputs], n_products = 0;
-    for_products(p, l.is_first, [&](uint32_t q, uint32_t, uint32_t) {
-#pragma unroll
-      for (uint32_t i = 0; i < kMaxInputs; ++i)
-        if (i == n_products) products[i] = q;
-      ++n_products;
-    });
+    const Eight before = state ? read_eight(state, column, p.C) : Eight{};
     Eight m[kMaxInputs];
 #pragma unroll
     for (uint32_t i = 0; i < kMaxInputs; ++i)
-      if (i < n_products) m[i] = read_eight(l.vector(mix_of(products[i])), column, p.C);
-    meet();
-    y = norm(read_eight_of_others(p.a.x, column, p.C), w, b);
+      if (i < products.n) m[i] = read_eight(l.vector(mix_of(products.of[i].product)), column, p.C);
+    y = norm(hear_x(is_first_of_run), w, b);
 #pragma unroll
     for (uint32_t i = 0; i < kMaxInputs; ++i)
-      if (i < n_products) mix(y, before, m[i], i);
+      if (i < products.n) mix(y, before, m[i], i);
     workers_meet();
-    uint32_t taken = 0, which = 0;
-    const ResidentScratch& to = p.a.scratch;
-    for_products(p, l.is_first, [&](uint32_t q, uint32_t begin, uint32_t end) {
-      const uint4* x = input(which++);
-      if (q < 3) return rows(end - begin, x, taken, [&](uint32_t row, float sum) { to.rkv[q * p.C + begin + row] = sum; });
-      bf16* low = static_cast<bf16*>(to.low) + begin;
-      for (uint32_t i = 3; i < q; ++i) low += p.rank[i - 3];
-      rows(end - begin, x, taken, [&](uint32_t row, float sum) { low[row] = __float2bfloat16_rn(q == 3 ? tanhf(sum) : q == 6 ? sigmoid(sum) : sum); });
-    });
-    arrive();
+    uint32_t taken = 0;
+    for (uint32_t i = 0; i < products.n; ++i) {
+      const uint32_t q = products.of[i].product, begin = products.of[i].begin, n = products.of[i].end - begin;
+      if (q < 3) {
+        rows(n, input(i), taken, [&](uint32_t row, float sum) { tell(told.rkv + q * p.C + begin + row, sum, step); });
+        continue;
+      }
+      uint64_t* low = told.low + begin;
+      for (uint32_t j = 3; j < q; ++j) low += p.rank[j - 3];
+      rows(n, input(i), taken, [&](uint32_t row, float sum) { tell(low + row, q == 3 ? tanhf(sum) : q == 6 ? sigmoid(sum) : sum, step); });
+    }
   }
 
-  // The sums of a and b over the first 64 threads, to those. Everyone comes.
-  __device__ float2 head_sum(float a, float b) const {
-    if (threadIdx.x < kHead) {
-      a = lane_sum<32>(a), b = lane_sum<32>(b);
-      if (lane == 0) s.sums[2][warp] = a, s.sums[3][warp] = b;
-    }
-    workers_meet();
-    const float2 total = {s.sums[2][0] + s.sums[2][1], s.sums[3][0] + s.sums[3][1]};
-    workers_meet();
-    return total;
-  }
-
-  // Thread (row of S, eighth) has eight keys of it.
-  __device__ void head(const Layer& l, float* state) {
-    const uint32_t C = p.C, i = threadIdx.x, row = i / 8, channel = blockIdx.x * kHead + i;
-    const bool has_channel = i < kHead;
-    float w0 = 0, a0 = 0, v0 = 0, k_k = 0, k_a = 0, r_k = 0, ln_w = 0, ln_b = 0;
-    if (has_channel) {
-      w0 = l.vector(DUETP_T_W0)[channel], a0 = l.vector(DUETP_T_A0)[channel], k_k = l.vector(DUETP_T_K_K)[channel], k_a = l.vector(DUETP_T_K_A)[channel];
-      r_k = l.vector(DUETP_T_R_K)[channel], ln_w = l.vector(DUETP_T_LN_X_W)[channel], ln_b = l.vector(DUETP_T_LN_X_B)[channel];
-      if (!l.is_first) v0 = l.vector(DUETP_T_V0)[channel];
-    }
-    float* mine = state ? state + (static_cast<uint64_t>(blockIdx.x) * kHead * kHead + 8 * i) : nullptr;
-    Eight S{};
-    if (mine) {
-      const float4 a = __ldcs(reinterpret_cast<const float4*>(mine)), b = __ldcs(reinterpret_cast<const float4*>(mine) + 1);
-      S = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-    }
-    meet();
-
-    const uint32_t n_hidden = (p.rank[0] + p.rank[1] + p.rank[2] + p.rank[3]) / 8;
-    for (uint32_t j = i; j < n_hidden; j += kWorkers) input(0)[j] = __ldcg(static_cast<const uint4*>(p.a.scratch.low) + j);
-    float r = 0, k = 0, v = 0, v_first = 0;
-    if (has_channel) {
-      r = __ldcg(p.a.scratch.rkv + channel), k = __ldcg(p.a.scratch.rkv + C + channel), v = __ldcg(p.a.scratch.rkv + 2 * C + channel);
-      if (!l.is_first) v_first = __ldcg(p.a.v_first + channel);
-    }
+  // The second low-rank products of the head's channels: eight lanes a row
+  __device__ void low_products(const Layer& l) {
+    const uint32_t i = threadIdx.x, row = i / 8, n_hidden = p.rank[0] + p.rank[1] + p.rank[2] + p.rank[3], missing = p.rank[0] + p.rank[1];
+    workers_meet();  // all have read what the inputs were before
+    for (uint32_t j = i; j < n_hidden; j += kWorkers)
+      if (!l.is_first || j < missing || j >= missing + p.rank[2]) reinterpret_cast<bf16*>(scratch)[j] = __float2bfloat16_rn(hear<1>(told.low + j, step)[0]);
     workers_meet();
     const uint4* hidden = input(0);
     for (uint32_t m = 0; m < 4; ++m) {
@@ -412,68 +411,79 @@ struct Worker {
       hidden += n;
     }
     workers_meet();
+  }
 
-    float in_context = 0, kk = 0;
-    if (has_channel) {
-      in_context = sigmoid(a0 + s.low[1][i]);
-      s.w[i] = expf(-0.60653065971263342f * sigmoid(w0 + s.low[0][i]));
-      s.g[i] = s.low[3][i];
-      if (!l.is_first)
-        v += (v_first - v) * sigmoid(v0 + s.low[2][i]);
-      else
-        p.a.v_first[channel] = v;
-      kk = k * k_k;
-      k *= 1.0f + (in_context - 1.0f) * k_a;
-      s.r[i] = r, s.k[i] = k, s.v[i] = v;
-    }
-    const float2 sums = head_sum(kk * kk, r * k * r_k);
-    if (has_channel) {
-      kk /= fmaxf(sqrtf(sums.x), 1e-12f);
-      s.minus_kk[i] = -kk;
-      s.b[i] = kk * in_context;
-    }
-    workers_meet();
-
-    const uint32_t key = i % 8 * 8;
-    float removed = 0;
+  // Each warp computes all vectors of the head, two channels a lane, and four rows of S, so that they meet but once.
+  __device__ void head(const Layer& l, float* state) {
+    const uint32_t C = p.C, channel = blockIdx.x * kHead + 2 * lane;
+    const auto weight = [&](uint32_t id) { return *reinterpret_cast<const float2*>(l.vector(id) + channel); };
+    const float2 w0 = weight(DUETP_T_W0), a0 = weight(DUETP_T_A0), k_k = weight(DUETP_T_K_K), k_a = weight(DUETP_T_K_A), r_k = weight(DUETP_T_R_K);
+    const float2 v0 = l.is_first ? float2{} : weight(DUETP_T_V0), ln_w = weight(DUETP_T_LN_X_W), ln_b = weight(DUETP_T_LN_X_B);
+    float2* mine = state ? reinterpret_cast<float2*>(state + (static_cast<uint64_t>(blockIdx.x) * kHead + 4 * warp) * kHead) + lane : nullptr;
+    float2 S[4];
 #pragma unroll
-    for (int j = 0; j < 8; ++j) removed = fmaf(S[j], s.minus_kk[key + j], removed);
-    removed = lane_sum<8>(removed);
-    const float value = s.v[row];
-    float y = 0;
+    for (int j = 0; j < 4; ++j) S[j] = mine ? __ldcs(mine + j * (kHead / 2)) : float2{};
+    const float2 v_first = l.is_first ? float2{} : __ldcg(reinterpret_cast<const float2*>(p.a.v_first + channel));
+    low_products(l);
+    const Told<2> r = hear<2>(told.rkv + channel, step), k_raw = hear<2>(told.rkv + C + channel, step), v_raw = hear<2>(told.rkv + 2 * C + channel, step);
+    const auto low = [&](uint32_t m) { return *reinterpret_cast<const float2*>(s.low[m] + 2 * lane); };
+    const float2 lw = low(0), la = low(1), lv = low(2), g = low(3);
+    const auto decay = [](float x) { return expf(-0.60653065971263342f * sigmoid(x)); };
+    const float2 w = {decay(w0.x + lw.x), decay(w0.y + lw.y)}, a = {sigmoid(a0.x + la.x), sigmoid(a0.y + la.y)};
+    float2 v = {v_raw[0], v_raw[1]};
+    if (l.is_first) {
+      if (warp == 0) *reinterpret_cast<float2*>(p.a.v_first + channel) = v;
+    } else {
+      v = {v.x + (v_first.x - v.x) * sigmoid(v0.x + lv.x), v.y + (v_first.y - v.y) * sigmoid(v0.y + lv.y)};
+    }
+    float2 kk = {k_raw[0] * k_k.x, k_raw[1] * k_k.y};
+    const float2 k = {k_raw[0] * (1.0f + (a.x - 1.0f) * k_a.x), k_raw[1] * (1.0f + (a.y - 1.0f) * k_a.y)};
+    const float square = lane_sum<32>(kk.x * kk.x + kk.y * kk.y), bonus = lane_sum<32>(r[0] * k.x * r_k.x + r[1] * k.y * r_k.y);
+    const float length = fmaxf(sqrtf(square), 1e-12f);
+    kk = {kk.x / length, kk.y / length};
+    const float2 b = {kk.x * a.x, kk.y * a.y};
+    float removed[4], y[4];
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      S[j] = S[j] * s.w[key + j] + removed * s.b[key + j] + value * s.k[key + j];
-      y = fmaf(S[j], s.r[key + j], y);
+    for (int j = 0; j < 4; ++j) removed[j] = -(S[j].x * kk.x + S[j].y * kk.y);
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) removed[j] += __shfl_xor_sync(~0u, removed[j], d);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float value = __shfl_sync(~0u, j % 2 == 0 ? v.x : v.y, 2 * warp + j / 2);
+      S[j] = {S[j].x * w.x + removed[j] * b.x + value * k.x, S[j].y * w.y + removed[j] * b.y + value * k.y};
+      if (mine) __stcs(mine + j * (kHead / 2), S[j]);
+      y[j] = S[j].x * r[0] + S[j].y * r[1];
     }
-    if (mine) {
-      __stcs(reinterpret_cast<float4*>(mine), float4{S[0], S[1], S[2], S[3]});
-      __stcs(reinterpret_cast<float4*>(mine) + 1, float4{S[4], S[5], S[6], S[7]});
-    }
-    y = lane_sum<8>(y);
-    if (i % 8 == 0) s.y[row] = y;
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) y[j] += __shfl_xor_sync(~0u, y[j], d);
+    if (lane == 0) *reinterpret_cast<float4*>(s.y + 4 * warp) = {y[0], y[1], y[2], y[3]};
     workers_meet();
-    const float own = has_channel ? s.y[i] : 0, mean = head_sum(own, 0).x / kHead, centred = own - mean;
-    const float variance = head_sum(centred * centred, 0).x / kHead;
-    if (has_channel)
-      static_cast<bf16*>(p.a.scratch.gated)[channel] = __float2bfloat16_rn((centred * (1.0f / sqrtf(variance + p.gn_eps)) * ln_w + ln_b + sums.y * v) * s.g[i]);
+    if (warp > 0) return;
+    const float2 all = *reinterpret_cast<const float2*>(s.y + 2 * lane);
+    const float mean = lane_sum<32>(all.x + all.y) / kHead;
+    const float2 centred = {all.x - mean, all.y - mean};
+    const float scale = 1.0f / sqrtf(lane_sum<32>(centred.x * centred.x + centred.y * centred.y) / kHead + p.gn_eps);
+    tell(told.gated + channel, (centred.x * scale * ln_w.x + ln_b.x + bonus * v.x) * g.x, step);
+    tell(told.gated + channel + 1, (centred.y * scale * ln_w.y + ln_b.y + bonus * v.y) * g.y, step);
   }
 
   __device__ void output(const Layer& l) {
-    meet();
-    if (column < p.C) input(0)[threadIdx.x] = __ldcg(static_cast<const uint4*>(p.a.scratch.gated) + threadIdx.x);
+    const Eight gated = hear_eight(told.gated, column, p.C, step);
+    workers_meet();  // all have read what the inputs were before
+    if (column < p.C) input(0)[threadIdx.x] = to_bf16(gated);
     workers_meet();
-    const Share mine = share(p.C);
     uint32_t taken = 0;
-    rows(mine.end - mine.begin, input(0), taken, [&](uint32_t row, float sum) { atomicAdd(p.a.x + mine.begin + row, sum); });  // nobody else adds here
-    arrive();
+    rows(own.end - own.begin, input(0), taken, [&](uint32_t row, float sum) { tell(told.x_output + own.begin + row, s.x[row] += sum, step); });
   }
 
-  __device__ void channel_mix(const Layer& l, Eight& y, float* state) {
+  __device__ void channel_mix(const Layer& l, Eight& y, const float* state) {
     const Eight w = read_eight(l.vector(DUETP_T_LN2_W), column, p.C), b = read_eight(l.vector(DUETP_T_LN2_B), column, p.C), m = read_eight(l.vector(DUETP_T_FFN_X_K), column, p.C);
-    const Eight before = state ? read_eight_of_others(state, column, p.C) : Eight{};
-    meet();
-    y = norm(read_eight_of_others(p.a.x, column, p.C), w, b);
+    const Eight before = state ? read_eight(state, column, p.C) : Eight{};
+    y = norm(hear_eight(told.x_output, column, p.C, step), w, b);
     mix(y, before, m, 0);
     workers_meet();
 
@@ -481,7 +491,7 @@ struct Worker {
     const uint32_t n = inner.end - inner.begin, across = p.C / 8, abreast = kWorkers / across, group = threadIdx.x / across, at_once = rows_of_stage(p.C);
     const auto tile = [&](uint32_t at) { return min(kTile, n - at); };
     Eight sums{};
-    uint32_t taken = 0, taken_values = 0;
+    uint32_t taken = 0, turn = 0;
     for (uint32_t at = 0; at < n + kTile; at += kTile) {
       if (at < n) {
         rows(tile(at), input(0), taken, [&](uint32_t row, float sum) {
@@ -494,80 +504,89 @@ struct Worker {
       if (at < kTile) continue;
       const uint32_t before_at = at - kTile, of = tiles + before_at / kTile;
       wait_for([&] { return barrier_passed_soon(&s.ready[of % 2], of / 2 % 2); });
-      for (uint32_t mask = nonzero(s.u + before_at, tile(before_at)); mask != 0;) {
+      for (uint32_t mask = __ballot_sync(~0u, lane < tile(before_at) && s.u[before_at + lane % kTile] != 0); mask != 0;) {
         const uint32_t here = min(at_once, static_cast<uint32_t>(__popc(mask)));
         const uint4* rows_of_value = ring.take();
         for (uint32_t i = 0; i < here; ++i, mask &= mask - 1) {
-          if ((taken_values + i) % abreast != group) continue;
+          const bool is_mine = turn == group;
+          if (++turn == abreast) turn = 0;
+          if (!is_mine) continue;
           const float u = s.u[before_at + __ffs(mask) - 1];
-          const uint4 v = rows_of_value[i * across + threadIdx.x % across];
+          const uint4 v = rows_of_value[i * across + threadIdx.x - group * across];
           const uint32_t words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
           for (int j = 0; j < 4; ++j) sums[2 * j] = fmaf(u, low_half(words[j]), sums[2 * j]), sums[2 * j + 1] = fmaf(u, high_half(words[j]), sums[2 * j + 1]);
         }
         ring.give_back();
-        taken_values += here;
       }
     }
     tiles += (n + kTile - 1) / kTile;
 
-    float* parts = p.a.scratch.parts + static_cast<uint64_t>(blockIdx.x) * p.C;
-    if (abreast > 1) {  // all have read the input by now: every warp's last u came after its last row
+    uint64_t* parts = told.parts + static_cast<uint64_t>(blockIdx.x) * p.C;
+    if (abreast > 1) {
       float* of_groups = reinterpret_cast<float*>(scratch);  // [abreast, C]
       workers_meet();
-      if (group < abreast) write_eight(of_groups + group * p.C + 8 * (threadIdx.x % across), sums);
+      if (group < abreast) write_eight(of_groups + group * p.C + 8 * (threadIdx.x - group * across), sums);
       workers_meet();
       if (group == 0)
         for (uint32_t g = 1; g < abreast; ++g)
 #pragma unroll
           for (int j = 0; j < 8; ++j) sums[j] += of_groups[g * p.C + column + j];
     }
-    if (group == 0) write_eight(parts + column, sums);
-    arrive();
+    if (group == 0)
+#pragma unroll
+      for (int j = 0; j < 8; ++j) tell(parts + column + j, sums[j], step);
   }
 
-  __device__ void add_parts() {
-    meet();
-    const Share mine = share(p.C);
-    float* of_warps = reinterpret_cast<float*>(scratch);  // [kWarps, 32]
-    for (uint32_t first = mine.begin; first < mine.end; first += 32) {
+  __device__ void add_parts(bool is_last_of_run) {
+    for (uint32_t first = own.begin; first < own.end; first += 32) {
       const uint32_t c = first + lane;
       float total = 0;
-      if (c < mine.end)
-#pragma unroll 16
-        for (uint32_t b = warp; b < gridDim.x; b += kWarps) total += __ldcg(p.a.scratch.parts + static_cast<uint64_t>(b) * p.C + c);
-      of_warps[warp * 32 + lane] = total;
-      workers_meet();
-      if (warp == 0 && c < mine.end) {
-        float all = 0;
+      if (c < own.end)
+        for (uint32_t b = warp; b < gridDim.x; b += kMaxHeard * kWarps) {
+          Told<1> t[kMaxHeard];
+          wait_for([&] {
+            bool all = true;
 #pragma unroll
-        for (uint32_t i = 0; i < kWarps; ++i) all += of_warps[i * 32 + lane];
-        atomicAdd(p.a.x + c, all);  // nobody else adds here
-      }
+            for (uint32_t j = 0; j < kMaxHeard; ++j)
+              if (const uint32_t of = b + j * kWarps; of < gridDim.x) t[j].look(told.parts + static_cast<uint64_t>(of) * p.C + c);
+#pragma unroll
+            for (uint32_t j = 0; j < kMaxHeard; ++j) all = all && (b + j * kWarps >= gridDim.x || t[j].is_of(step));
+            return all;
+          });
+#pragma unroll
+          for (uint32_t j = 0; j < kMaxHeard; ++j) total += b + j * kWarps < gridDim.x ? t[j][0] : 0;
+        }
+      s.columns[warp][lane] = total;
       workers_meet();
+      if (warp == 0 && c < own.end) {
+        float x = s.x[c - own.begin];
+#pragma unroll
+        for (uint32_t i = 0; i < kWarps; ++i) x += s.columns[i][lane];
+        s.x[c - own.begin] = x;
+        tell(told.x_mixed + c, x, step);
+        if (is_last_of_run) p.a.x[c] = x;
+      }
+      if (first + 32 < own.end) workers_meet();
     }
-    arrive();
   }
 
   __device__ void run() {
     const int32_t slot = p.a.slots[0];
     const bool keeps = blockIdx.x == gridDim.x - 1 && column < p.C && slot >= 0;  // the token shifts' vectors
-    for (uint32_t i = 0; i < p.n; ++i) {
+    if (threadIdx.x < own.end - own.begin) s.x[threadIdx.x] = p.a.x[own.begin + threadIdx.x];
+    for (uint32_t i = 0; i < p.n; ++i, ++step) {
       const Layer l(p, i);
       float* att_x = slot < 0 ? nullptr : p.a.state + (p.first + i) * p.a.layer_stride + static_cast<uint64_t>(slot) * p.a.slot_stride;
       float *S = att_x ? att_x + p.C : nullptr, *ffn_x = att_x ? S + static_cast<uint64_t>(p.C) * kHead : nullptr;
       Eight y;
-      time_mix_products(l, y, att_x);
-      if (blockIdx.x < p.n_head)
-        head(l, S);
-      else
-        meet();
-      if (keeps) write_eight(att_x + column, y);  // all have read the one before
-      arrive();
+      time_mix_products(l, i == 0, y, att_x);
+      if (blockIdx.x < p.n_head) head(l, S);
       output(l);
+      if (keeps) write_eight(att_x + column, y);  // every head is there, so all blocks have read the one before
       channel_mix(l, y, ffn_x);
-      add_parts();
-      if (keeps) write_eight(ffn_x + column, y);
+      add_parts(i + 1 == p.n);
+      if (keeps) write_eight(ffn_x + column, y);  // the same of the parts
     }
   }
 };
@@ -581,6 +600,7 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(__grid_constant__
   if (threadIdx.x == 0) {
     for (uint32_t i = 0; i < kStages; ++i) barrier_init(&s.full[i], 1), barrier_init(&s.empty[i], kWarps);
     for (uint64_t& r : s.ready) barrier_init(&r, kWarps);
+    for (const bool first : {true, false}) divide_products(p, first, s.products[first ? 0 : 1]);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   __syncthreads();
@@ -589,9 +609,11 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(__grid_constant__
     if (threadIdx.x == kWorkers) copy_layers(p, ring);
     return;
   }
-  Worker worker{p, s, ring, scratch};
+  const ResidentScratch& told = p.a.scratch;
+  const uint32_t step = told.steps[0] + 1;
+  Worker worker{p, s, ring, scratch, step};
   worker.run();
-  if (threadIdx.x == 0 && atomicInc(p.a.scratch.tickets + 1, gridDim.x - 1) == gridDim.x - 1) p.a.scratch.tickets[0] = 0;  // the last one, for the next run
+  if (threadIdx.x == 0 && atomicInc(told.steps + 1, gridDim.x - 1) == gridDim.x - 1) told.steps[0] = step - 1 + p.n;  // the last one, for the next run
 #endif
 }
 
@@ -604,7 +626,7 @@ bool resident_takes(const duetp_layer& l) {
   const duetp_shape& s = l.shape;
   const uint32_t blocks = multiprocessors(), C = s.n_embd;
   if (duet_gpu::device_attribute(cudaDevAttrComputeCapabilityMajor, 0) < 9 || duet_gpu::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, 0) < static_cast<int>(shared_bytes(C))) return false;
-  if (l.weights != DUET_BF16 || s.head_size != kHead || C > kMaxWidth || s.n_head > blocks || (s.n_ffn + blocks - 1) / blocks > kMaxSlice || s.n_layer > kMaxLayers) return false;
+  if (l.weights != DUET_BF16 || s.head_size != kHead || C > kMaxWidth || s.n_head > blocks || (C + blocks - 1) / blocks > kMaxOwn || (s.n_ffn + blocks - 1) / blocks > kMaxSlice || s.n_layer > kMaxLayers) return false;
   const uint32_t rank[4] = {s.rank_w, s.rank_a, s.rank_v, s.rank_g};
   uint32_t ranks = 0;
   for (uint32_t i = 0; i < 4; ++i) {
@@ -628,7 +650,24 @@ bool resident_takes(const duetp_layer& l) {
   return true;
 }
 
-uint64_t resident_parts_bytes(uint32_t n_embd) { return static_cast<uint64_t>(multiprocessors()) * n_embd * sizeof(float); }
+uint64_t resident_scratch_bytes(const duetp_shape& s) {
+  const uint64_t words = 6ull * s.n_embd + s.rank_w + s.rank_a + s.rank_v + s.rank_g + static_cast<uint64_t>(multiprocessors()) * s.n_embd;
+  return (words + 1) * sizeof(uint64_t);
+}
+
+ResidentScratch lay_out_resident(void* memory, const duetp_shape& s) {
+  ResidentScratch r{};
+  uint64_t* at = static_cast<uint64_t*>(memory);
+  const auto next = [&](uint64_t words) { return std::exchange(at, at + words); };
+  r.rkv = next(3 * s.n_embd);
+  r.gated = next(s.n_embd);
+  r.x_output = next(s.n_embd);
+  r.x_mixed = next(s.n_embd);
+  r.parts = next(static_cast<uint64_t>(multiprocessors()) * s.n_embd);
+  r.low = next(s.rank_w + s.rank_a + s.rank_v + s.rank_g);
+  r.steps = reinterpret_cast<uint32_t*>(at);
+  return r;
+}
 
 Error resident_layers(const Resident& a, duet_gpu::Stream stream) {
   if (a.n == 0) return cudaSuccess;

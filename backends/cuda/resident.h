@@ -1,24 +1,26 @@
 // A run of layers for one token of one sequence in one kernel: recurrent mode's for a single sequence, where every weight is
 // read for one token and the steps between the reads must cost nothing. See resident.cu.
 #pragma once
+#include "device.h"
 #include "gpu/port.h"
-
-struct duetp_layer;
 
 namespace duet_cuda {
 
 // Whether the current device has what it takes (sm_90 or newer, and the shared memory), and the model's sizes fit.
 bool resident_takes(const duetp_layer& any_layer);
 
-// What the blocks hand each other. Device memory, uninitialised but for `tickets`.
+// What the blocks tell each other: f32 numbers, each in a word with the step that it belongs to. Device memory, zero at first,
+// then this kernel's alone: it goes on where the last run ended.
 struct ResidentScratch {
-  float* rkv;         // [3, C]
-  void* low;          // bf16 [sum of the ranks]
-  void* gated;        // bf16 [C]
-  float* parts;       // resident_parts_bytes
-  uint32_t* tickets;  // [2], zero at first and again after each run
+  uint64_t* rkv;       // [3, C]
+  uint64_t* low;       // [sum of the ranks]
+  uint64_t* gated;     // [C]
+  uint64_t *x_output, *x_mixed;  // [C]: x after time mix, after channel mix
+  uint64_t* parts;     // [blocks, C]
+  uint32_t* steps;     // [2]: how many have been, and which blocks have ended
 };
-uint64_t resident_parts_bytes(uint32_t n_embd);
+uint64_t resident_scratch_bytes(const duetp_shape& shape);
+ResidentScratch lay_out_resident(void* memory, const duetp_shape& shape);  // on the current device
 
 struct Resident {
   const duetp_layer* const* layers;  // [first .. first + n) of a model with bf16 weights
