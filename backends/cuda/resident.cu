@@ -1,6 +1,7 @@
 // All layers for one token, without a kernel's end between a step and the next. One block a multiprocessor. Its last warp
-// copies the block's share of all weights, in the order in which they are used, into a ring in shared memory, as fast as the
-// ring takes them: it waits for no result, so that the memory is busy while the other warps wait for each other's blocks.
+// copies the block's share of all weights, in the order in which they are used, into a ring in shared memory, as far ahead as
+// the ring takes them: it waits for no result, so that the memory is busy while the other warps wait for each other's blocks.
+// But few copies are under way at a time: what blocks tell each other would wait in the same queues.
 // What blocks tell each other are numbers that carry the step they belong to: who needs one looks until it is there, and no
 // barrier of all blocks is needed. A layer has five steps:
 //   1  token shift of time mix; rows of receptance, key, value and of the first low-rank matrices
@@ -28,7 +29,9 @@ using duet_gpu::Error;
 
 constexpr uint32_t kWarps = 16, kWorkers = 32 * kWarps, kThreads = kWorkers + 32;
 constexpr uint32_t kStages = 11, kStageBytes = 16 << 10;
-constexpr uint32_t kMaxWidth = 8 * kWorkers;  // eight columns a thread
+constexpr uint32_t kUnderWay = 3;             // stages whose copies have not ended
+constexpr uint32_t kPairs = 4;                // of columns, of a thread
+constexpr uint32_t kMaxWidth = 2 * kPairs * kWorkers;
 constexpr uint32_t kMaxLayers = 128;
 constexpr uint32_t kHead = 64;                // elements
 constexpr uint32_t kMaxInputs = 4;            // different inputs of a block's rows in step 1
@@ -36,7 +39,7 @@ constexpr uint32_t kTile = 16;                // rows of key between which rows 
 constexpr uint32_t kMaxSlice = 1024;          // rows of key of a block
 constexpr uint32_t kMaxOwn = 64;              // elements of x of a block
 constexpr uint32_t kMaxHeard = 9;             // blocks' parts that a thread waits for at a time
-constexpr uint64_t kPatience = 20'000'000'000;  // ns at a barrier before the kernel gives up: rather a fault than a hang
+constexpr uint32_t kPatience = 1u << 26;      // looks at what should come before the kernel gives up: rather a fault than a hang
 
 // ---- what the host hands over ----
 
@@ -107,32 +110,25 @@ struct Shared {
   Products products[2];  // of layer 0, of the others
 };
 
-__device__ __forceinline__ uint64_t nanoseconds() {
-  uint64_t t;
-  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
-  return t;
-}
 template <class Passed>
 __device__ __forceinline__ void wait_for(Passed&& passed) {
-  if (passed()) return;
-  uint64_t since = 0;
-  for (uint32_t i = 1; !passed(); ++i) {
-    if (i % 1024 != 0) continue;
-    if (since == 0) since = nanoseconds();
-    if (nanoseconds() - since > kPatience) __trap();
-  }
+  for (uint32_t looks = 0; !passed();)
+    if (++looks == kPatience) __trap();
 }
 
 struct Ring {
   char* data;
   Shared& s;
-  uint32_t stage = 0, parity = 0;
+  uint32_t stage = 0, parity = 0, opened = 0;
   __device__ char* memory() const { return data + stage * kStageBytes; }
   __device__ void next() {
     if (++stage == kStages) stage = 0, parity ^= 1;
   }
   // The copying thread's: room for a stage of so many bytes
   __device__ void open(uint32_t bytes) {
+    const uint32_t before = stage >= kUnderWay ? stage - kUnderWay : stage + kStages - kUnderWay;
+    if (opened >= kUnderWay) wait_for([&] { return barrier_passed_soon(&s.full[before], before > stage ? parity ^ 1 : parity); });
+    ++opened;
     wait_for([&] { return barrier_passed_soon(&s.empty[stage], parity ^ 1); });
     barrier_expect(&s.full[stage], bytes);
   }
@@ -151,7 +147,7 @@ struct Ring {
 
 // ---- copying: one thread ----
 
-__device__ void copy_rows(Ring& ring, const bf16* from, uint32_t n_rows, uint32_t n_in, uint32_t at_once) {
+__device__ __noinline__ void copy_rows(Ring& ring, const bf16* from, uint32_t n_rows, uint32_t n_in, uint32_t at_once) {
   for (uint32_t row = 0; row < n_rows; row += at_once) {
     const uint32_t bytes = min(at_once, n_rows - row) * n_in * 2;
     ring.open(bytes);
@@ -167,7 +163,7 @@ __device__ __forceinline__ uint32_t nonzero(const float* u, uint32_t n) {
   return mask;
 }
 
-__device__ void copy_values(Ring& ring, const bf16* value, uint32_t mask, uint32_t C) {
+__device__ __noinline__ void copy_values(Ring& ring, const bf16* value, uint32_t mask, uint32_t C) {
   const uint32_t at_once = rows_of_stage(C);
   while (mask != 0) {
     const uint32_t n = min(at_once, static_cast<uint32_t>(__popc(mask)));
@@ -188,12 +184,14 @@ __device__ void copy_layers(const Plan& p, Ring ring) {
       copy_rows(ring, l.matrix(matrix_of(q.product)) + static_cast<uint64_t>(q.begin) * C, q.end - q.begin, C, rows_of_stage(C));
     }
     if (blockIdx.x < p.n_head)
+#pragma unroll 1
       for (uint32_t m = 0; m < 4; ++m)
         if (m != 2 || !l.is_first) copy_rows(ring, l.matrix(DUETP_T_W2 + m) + static_cast<uint64_t>(blockIdx.x) * kHead * p.rank[m], kHead, p.rank[m], low_rows_of_stage(p.rank[m]));
     const Share outputs = share(C), inner = share(p.F);
     copy_rows(ring, l.matrix(DUETP_T_OUTPUT) + static_cast<uint64_t>(outputs.begin) * C, outputs.end - outputs.begin, C, rows_of_stage(C));
     const uint32_t n = inner.end - inner.begin;
     const auto tile = [&](uint32_t at) { return min(kTile, n - at); };
+#pragma unroll 1
     for (uint32_t at = 0; at < n + kTile; at += kTile) {  // value is a tile behind key
       if (at < n) copy_rows(ring, l.matrix(DUETP_T_FFN_KEY) + static_cast<uint64_t>(inner.begin + at) * C, tile(at), C, rows_of_stage(C));
       if (at < kTile) continue;
@@ -223,20 +221,29 @@ __device__ __forceinline__ float lane_sum(float x) {
   for (int d = kLanes / 2; d > 0; d /= 2) x += __shfl_xor_sync(~0u, x, d);
   return x;
 }
-__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+__device__ __noinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// Eight columns of a thread
-struct Eight {
-  float v[8];
-  __device__ float& operator[](int i) { return v[i]; }
-  __device__ const float& operator[](int i) const { return v[i]; }
+// A thread's columns: the pairs from 2 (thread + kWorkers j), so that neighbours read side by side
+struct Columns {
+  float2 v[kPairs];
 };
-__device__ __forceinline__ Eight read_eight(const float* p, uint32_t column, uint32_t n) {
-  Eight e{};
-  if (column >= n) return e;
-  const float4 a = __ldg(reinterpret_cast<const float4*>(p + column)), b = __ldg(reinterpret_cast<const float4*>(p + column) + 1);
-  return {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+__device__ __forceinline__ uint32_t pair(int j) { return threadIdx.x + kWorkers * j; }
+// f(j, column) for each pair that is inside
+template <class F>
+__device__ __forceinline__ void for_pairs(uint32_t n, F&& f) {
+#pragma unroll
+  for (int j = 0; j < kPairs; ++j)
+    if (2 * pair(j) < n) f(j, 2 * pair(j));
 }
+__device__ __forceinline__ Columns read_columns(const float* p, uint32_t n) {
+  Columns c{};
+  for_pairs(n, [&](int j, uint32_t at) { c.v[j] = *reinterpret_cast<const float2*>(p + at); });
+  return c;
+}
+__device__ __forceinline__ void write_columns(float* p, uint32_t n, const Columns& c) {
+  for_pairs(n, [&](int j, uint32_t at) { *reinterpret_cast<float2*>(p + at) = c.v[j]; });
+}
+
 // A number that carries the step it belongs to, in one word of 64 bits, which is written and read as a whole
 __device__ __forceinline__ void tell(uint64_t* to, float x, uint32_t step) {
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(static_cast<uint64_t>(step) << 32 | __float_as_uint(x)) : "memory");
@@ -266,28 +273,51 @@ __device__ __forceinline__ Told<n> hear(const uint64_t* from, uint32_t step) {
   wait_for([&] { return t.look(from), t.is_of(step); });
   return t;
 }
-__device__ __forceinline__ Eight hear_eight(const uint64_t* from, uint32_t column, uint32_t n, uint32_t step) {
-  Eight e{};
-  if (column >= n) return e;
-  // the first lane looks for the warp, so that waiting costs the others' copies little
-  if (threadIdx.x % 32 == 0) hear<2>(from + column, step);
-  __syncwarp(__activemask());
-  const Told<8> t = hear<8>(from + column, step);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) e[i] = t[i];
-  return e;
+__device__ __forceinline__ Columns hear_columns(const uint64_t* from, uint32_t n, uint32_t step) {
+  Columns c{};
+  for_pairs(n, [&](int j, uint32_t at) {
+    const Told<2> t = hear<2>(from + at, step);
+    c.v[j] = {t[0], t[1]};
+  });
+  return c;
 }
-__device__ __forceinline__ void write_eight(float* p, const Eight& e) {
-  reinterpret_cast<float4*>(p)[0] = {e[0], e[1], e[2], e[3]};
-  reinterpret_cast<float4*>(p)[1] = {e[4], e[5], e[6], e[7]};
+__device__ __forceinline__ void to_inputs(char* inputs, uint32_t n, const Columns& c) {  // bf16
+  for_pairs(n, [&](int j, uint32_t at) { reinterpret_cast<__nv_bfloat162*>(inputs)[at / 2] = __floats2bfloat162_rn(c.v[j].x, c.v[j].y); });
 }
-__device__ __forceinline__ uint4 to_bf16(const Eight& e) {
-  uint4 out;
-  __nv_bfloat162 h[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) h[i] = __floats2bfloat162_rn(e[2 * i], e[2 * i + 1]);
-  memcpy(&out, h, sizeof out);
-  return out;
+
+// What becomes of a row's sum
+enum class Use { tell, tell_tanh, tell_sigmoid, add_to_x, square };
+
+// Rows of a matrix in the ring times x in shared memory, n pieces of 8 inputs each, a row a warp. `taken` counts rows, so that they go round.
+// Not inline, like all that is used more than once: the instructions of a layer should stay in the cache.
+__device__ __noinline__ uint32_t multiply_rows(char* data, Shared* s, uint32_t stage, uint32_t n_rows, const uint4* x, uint32_t n, uint32_t taken, Use use, uint64_t* told, float* kept, uint32_t step) {
+  const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, at_once = rows_of_stage(8 * n);
+  Ring ring{data, *s, stage >> 1, stage & 1};
+  for (uint32_t first = 0; first < n_rows; first += at_once) {
+    const uint32_t here = min(at_once, n_rows - first);
+    const uint4* w = ring.take();
+    for (uint32_t i = (warp - taken) % kWarps; i < here; i += kWarps) {
+      float a = 0, b = 0;
+#pragma unroll 4
+      for (uint32_t j = lane; j < n; j += 32) multiply_add(w[i * n + j], x[j], a, b);
+      float sum = lane_sum<32>(a + b);
+      if (lane == 0) {
+        const uint32_t row = first + i;
+        if (use == Use::square) {
+          sum = fmaxf(sum, 0.0f);
+          kept[row] = __bfloat162float(__float2bfloat16_rn(sum * sum));
+        } else {
+          if (use == Use::tell_tanh) sum = tanhf(sum);
+          if (use == Use::tell_sigmoid) sum = sigmoid(sum);
+          if (use == Use::add_to_x) sum = kept[row] += sum;
+          tell(told + row, sum, step);
+        }
+      }
+    }
+    ring.give_back();
+    taken += here;
+  }
+  return ring.stage << 1 | ring.parity;
 }
 
 struct Worker {
@@ -297,8 +327,8 @@ struct Worker {
   char* scratch;  // inputs of products, bf16 [kMaxInputs, C], or sums of value, f32 [kWorkers, 8]
   uint32_t step;  // of the layer: what numbers carry
   const ResidentScratch& told = p.a.scratch;
-  const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = 8 * threadIdx.x;
-  const Share own = share(p.C);  // of x
+  const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const Share own = share(p.C), inner = share(p.F);  // of x, of key's rows
   uint32_t tiles = 0;
 
   __device__ uint4* input(uint32_t i) const { return reinterpret_cast<uint4*>(scratch) + i * (p.C / 8); }
@@ -314,75 +344,56 @@ struct Worker {
     return total;
   }
 
-  __device__ Eight norm(const Eight& x, const Eight& w, const Eight& b) const {
-    float total = 0;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) total += x[i];
-    const float mean = sum(total, 0) / p.C;
-    float square = 0;
-    if (column < p.C)
-#pragma unroll
-      for (int i = 0; i < 8; ++i) square += (x[i] - mean) * (x[i] - mean);
-    const float scale = 1.0f / sqrtf(sum(square, 1) / p.C + p.ln_eps);
-    Eight y;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) y[i] = (x[i] - mean) * scale * w[i] + b[i];
-    return y;
+  __device__ void rows(uint32_t n_rows, const uint4* x, uint32_t& taken, Use use, uint64_t* told, float* kept = nullptr) {
+    const uint32_t now = multiply_rows(ring.data, &s, ring.stage << 1 | ring.parity, n_rows, x, p.C / 8, taken, use, told, kept, step);
+    ring.stage = now >> 1, ring.parity = now & 1;
+    taken += n_rows;
   }
 
-  __device__ void mix(const Eight& y, const Eight& before, const Eight& m, uint32_t to) const {
-    if (column >= p.C) return;
-    Eight out;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) out[i] = y[i] + (before[i] - y[i]) * m[i];
-    input(to)[threadIdx.x] = to_bf16(out);
-  }
-
-  // Rows of a matrix times x, a row a warp: done(row, sum) by one lane. `taken` counts rows, so that they go round.
-  template <class Done>
-  __device__ void rows(uint32_t n_rows, const uint4* x, uint32_t& taken, Done&& done) {
-    const uint32_t n = p.C / 8, at_once = rows_of_stage(p.C);
-    for (uint32_t first = 0; first < n_rows; first += at_once) {
-      const uint32_t here = min(at_once, n_rows - first);
-      const uint4* w = ring.take();
-      for (uint32_t i = (warp - taken) % kWarps; i < here; i += kWarps) {
-        float a = 0, b = 0;
-#pragma unroll 4
-        for (uint32_t j = lane; j < n; j += 32) multiply_add(w[i * n + j], x[j], a, b);
-        const float total = lane_sum<32>(a + b);
-        if (lane == 0) done(first + i, total);
-      }
-      ring.give_back();
-      taken += here;
-    }
-  }
-
-  // x of step 1; before the first layer it is where the kernel before left it
-  __device__ Eight hear_x(bool is_first_of_run) const { return is_first_of_run ? read_eight(p.a.x, column, p.C) : hear_eight(told.x_mixed, column, p.C, step - 1); }
-
-  __device__ void time_mix_products(const Layer& l, bool is_first_of_run, Eight& y, const float* state) {
+  // The norm of x and its mixes with the one before, which `state` holds (null: zeros) and `kept` gets, in this block alone
+  __device__ void shift(const Layer& l, bool is_channel_mix, bool is_first_of_run, const float* state, float* kept) {
+    const uint32_t C = p.C;
     const Products& products = s.products[l.is_first ? 0 : 1];
-    const Eight w = read_eight(l.vector(DUETP_T_LN1_W), column, p.C), b = read_eight(l.vector(DUETP_T_LN1_B), column, p.C);
-    const Eight before = state ? read_eight(state, column, p.C) : Eight{};
-    Eight m[kMaxInputs];
+    const uint32_t n_mixes = is_channel_mix ? 1 : products.n;
+    const Columns w = read_columns(l.vector(is_channel_mix ? DUETP_T_LN2_W : DUETP_T_LN1_W), C), b = read_columns(l.vector(is_channel_mix ? DUETP_T_LN2_B : DUETP_T_LN1_B), C);
+    const Columns before = state ? read_columns(state, C) : Columns{};
+    Columns m[kMaxInputs];
 #pragma unroll
     for (uint32_t i = 0; i < kMaxInputs; ++i)
-      if (i < products.n) m[i] = read_eight(l.vector(mix_of(products.of[i].product)), column, p.C);
-    y = norm(hear_x(is_first_of_run), w, b);
+      if (i < n_mixes) m[i] = read_columns(l.vector(is_channel_mix ? DUETP_T_FFN_X_K : mix_of(products.of[i].product)), C);
+    Columns y = is_first_of_run && !is_channel_mix ? read_columns(p.a.x, C) : hear_columns(is_channel_mix ? told.x_output : told.x_mixed, C, is_channel_mix ? step : step - 1);
+    float total = 0, square = 0;
+    for_pairs(C, [&](int j, uint32_t) { total += y.v[j].x + y.v[j].y; });
+    const float mean = sum(total, 0) / C;
+    for_pairs(C, [&](int j, uint32_t) {
+      y.v[j] = {y.v[j].x - mean, y.v[j].y - mean};
+      square += y.v[j].x * y.v[j].x + y.v[j].y * y.v[j].y;
+    });
+    const float scale = rsqrtf(sum(square, 1) / C + p.ln_eps);
+    for_pairs(C, [&](int j, uint32_t) { y.v[j] = {y.v[j].x * scale * w.v[j].x + b.v[j].x, y.v[j].y * scale * w.v[j].y + b.v[j].y}; });
 #pragma unroll
-    for (uint32_t i = 0; i < kMaxInputs; ++i)
-      if (i < products.n) mix(y, before, m[i], i);
+    for (uint32_t i = 0; i < kMaxInputs; ++i) {
+      if (i >= n_mixes) break;
+      Columns out;
+      for_pairs(C, [&](int j, uint32_t) {
+        out.v[j] = {y.v[j].x + (before.v[j].x - y.v[j].x) * m[i].v[j].x, y.v[j].y + (before.v[j].y - y.v[j].y) * m[i].v[j].y};
+      });
+      to_inputs(scratch + i * C * 2, C, out);
+    }
+    if (kept) write_columns(kept, C, y);
     workers_meet();
+  }
+
+  __device__ void time_mix_products(const Layer& l) {
+    const Products& products = s.products[l.is_first ? 0 : 1];
     uint32_t taken = 0;
+#pragma unroll 1
     for (uint32_t i = 0; i < products.n; ++i) {
-      const uint32_t q = products.of[i].product, begin = products.of[i].begin, n = products.of[i].end - begin;
-      if (q < 3) {
-        rows(n, input(i), taken, [&](uint32_t row, float sum) { tell(told.rkv + q * p.C + begin + row, sum, step); });
-        continue;
-      }
-      uint64_t* low = told.low + begin;
-      for (uint32_t j = 3; j < q; ++j) low += p.rank[j - 3];
-      rows(n, input(i), taken, [&](uint32_t row, float sum) { tell(low + row, q == 3 ? tanhf(sum) : q == 6 ? sigmoid(sum) : sum, step); });
+      const uint32_t q = products.of[i].product, begin = products.of[i].begin;
+      uint64_t* to = q < 3 ? told.rkv + q * p.C : told.low;
+#pragma unroll 1
+      for (uint32_t j = 3; j < q; ++j) to += p.rank[j - 3];
+      rows(products.of[i].end - begin, input(i), taken, q == 3 ? Use::tell_tanh : q == 6 ? Use::tell_sigmoid : Use::tell, to + begin);
     }
   }
 
@@ -390,10 +401,12 @@ struct Worker {
   __device__ void low_products(const Layer& l) {
     const uint32_t i = threadIdx.x, row = i / 8, n_hidden = p.rank[0] + p.rank[1] + p.rank[2] + p.rank[3], missing = p.rank[0] + p.rank[1];
     workers_meet();  // all have read what the inputs were before
+#pragma unroll 1
     for (uint32_t j = i; j < n_hidden; j += kWorkers)
       if (!l.is_first || j < missing || j >= missing + p.rank[2]) reinterpret_cast<bf16*>(scratch)[j] = __float2bfloat16_rn(hear<1>(told.low + j, step)[0]);
     workers_meet();
     const uint4* hidden = input(0);
+#pragma unroll 1
     for (uint32_t m = 0; m < 4; ++m) {
       const uint32_t n = p.rank[m] / 8, at_once = low_rows_of_stage(p.rank[m]);
       if (m != 2 || !l.is_first)
@@ -440,7 +453,7 @@ struct Worker {
     const float2 k = {k_raw[0] * (1.0f + (a.x - 1.0f) * k_a.x), k_raw[1] * (1.0f + (a.y - 1.0f) * k_a.y)};
     const float square = lane_sum<32>(kk.x * kk.x + kk.y * kk.y), bonus = lane_sum<32>(r[0] * k.x * r_k.x + r[1] * k.y * r_k.y);
     const float length = fmaxf(sqrtf(square), 1e-12f);
-    kk = {kk.x / length, kk.y / length};
+    kk = {kk.x * (1.0f / length), kk.y * (1.0f / length)};
     const float2 b = {kk.x * a.x, kk.y * a.y};
     float removed[4], y[4];
 #pragma unroll
@@ -466,38 +479,29 @@ struct Worker {
     const float2 all = *reinterpret_cast<const float2*>(s.y + 2 * lane);
     const float mean = lane_sum<32>(all.x + all.y) / kHead;
     const float2 centred = {all.x - mean, all.y - mean};
-    const float scale = 1.0f / sqrtf(lane_sum<32>(centred.x * centred.x + centred.y * centred.y) / kHead + p.gn_eps);
+    const float scale = rsqrtf(lane_sum<32>(centred.x * centred.x + centred.y * centred.y) / kHead + p.gn_eps);
     tell(told.gated + channel, (centred.x * scale * ln_w.x + ln_b.x + bonus * v.x) * g.x, step);
     tell(told.gated + channel + 1, (centred.y * scale * ln_w.y + ln_b.y + bonus * v.y) * g.y, step);
   }
 
-  __device__ void output(const Layer& l) {
-    const Eight gated = hear_eight(told.gated, column, p.C, step);
+  __device__ void output() {
+    const Columns gated = hear_columns(told.gated, p.C, step);
     workers_meet();  // all have read what the inputs were before
-    if (column < p.C) input(0)[threadIdx.x] = to_bf16(gated);
+    to_inputs(scratch, p.C, gated);
     workers_meet();
     uint32_t taken = 0;
-    rows(own.end - own.begin, input(0), taken, [&](uint32_t row, float sum) { tell(told.x_output + own.begin + row, s.x[row] += sum, step); });
+    rows(own.end - own.begin, input(0), taken, Use::add_to_x, told.x_output + own.begin, s.x);
   }
 
-  __device__ void channel_mix(const Layer& l, Eight& y, const float* state) {
-    const Eight w = read_eight(l.vector(DUETP_T_LN2_W), column, p.C), b = read_eight(l.vector(DUETP_T_LN2_B), column, p.C), m = read_eight(l.vector(DUETP_T_FFN_X_K), column, p.C);
-    const Eight before = state ? read_eight(state, column, p.C) : Eight{};
-    y = norm(hear_eight(told.x_output, column, p.C, step), w, b);
-    mix(y, before, m, 0);
-    workers_meet();
-
-    const Share inner = share(p.F);
+  __device__ void channel_mix() {
     const uint32_t n = inner.end - inner.begin, across = p.C / 8, abreast = kWorkers / across, group = threadIdx.x / across, at_once = rows_of_stage(p.C);
     const auto tile = [&](uint32_t at) { return min(kTile, n - at); };
-    Eight sums{};
+    float sums[8] = {};
     uint32_t taken = 0, turn = 0;
+#pragma unroll 1
     for (uint32_t at = 0; at < n + kTile; at += kTile) {
       if (at < n) {
-        rows(tile(at), input(0), taken, [&](uint32_t row, float sum) {
-          const float positive = fmaxf(sum, 0.0f);
-          s.u[at + row] = __bfloat162float(__float2bfloat16_rn(positive * positive));
-        });
+        rows(tile(at), input(0), taken, Use::square, nullptr, s.u + at);
         __syncwarp();
         if (lane == 0) barrier_arrive(&s.ready[(tiles + at / kTile) % 2]);
       }
@@ -507,6 +511,7 @@ struct Worker {
       for (uint32_t mask = __ballot_sync(~0u, lane < tile(before_at) && s.u[before_at + lane % kTile] != 0); mask != 0;) {
         const uint32_t here = min(at_once, static_cast<uint32_t>(__popc(mask)));
         const uint4* rows_of_value = ring.take();
+#pragma unroll 2
         for (uint32_t i = 0; i < here; ++i, mask &= mask - 1) {
           const bool is_mine = turn == group;
           if (++turn == abreast) turn = 0;
@@ -522,27 +527,30 @@ struct Worker {
     }
     tiles += (n + kTile - 1) / kTile;
 
-    uint64_t* parts = told.parts + static_cast<uint64_t>(blockIdx.x) * p.C;
-    if (abreast > 1) {
-      float* of_groups = reinterpret_cast<float*>(scratch);  // [abreast, C]
-      workers_meet();
-      if (group < abreast) write_eight(of_groups + group * p.C + 8 * (threadIdx.x - group * across), sums);
-      workers_meet();
-      if (group == 0)
-        for (uint32_t g = 1; g < abreast; ++g)
-#pragma unroll
-          for (int j = 0; j < 8; ++j) sums[j] += of_groups[g * p.C + column + j];
+    // every warp's last u came after its last row: nobody reads the inputs any more once all are here
+    float* of_groups = reinterpret_cast<float*>(scratch);  // [abreast, C]
+    workers_meet();
+    if (group < abreast) {
+      float4* to = reinterpret_cast<float4*>(of_groups + group * p.C + 8 * (threadIdx.x - group * across));
+      to[0] = {sums[0], sums[1], sums[2], sums[3]}, to[1] = {sums[4], sums[5], sums[6], sums[7]};
     }
-    if (group == 0)
-#pragma unroll
-      for (int j = 0; j < 8; ++j) tell(parts + column + j, sums[j], step);
+    workers_meet();
+#pragma unroll 1
+    for (uint32_t c = threadIdx.x; c < p.C; c += kWorkers) {
+      float sum = of_groups[c];
+#pragma unroll 1
+      for (uint32_t g = 1; g < abreast; ++g) sum += of_groups[g * p.C + c];
+      tell(told.parts + static_cast<uint64_t>(blockIdx.x) * p.C + c, sum, step);
+    }
   }
 
   __device__ void add_parts(bool is_last_of_run) {
+#pragma unroll 1
     for (uint32_t first = own.begin; first < own.end; first += 32) {
       const uint32_t c = first + lane;
       float total = 0;
       if (c < own.end)
+#pragma unroll 1
         for (uint32_t b = warp; b < gridDim.x; b += kMaxHeard * kWarps) {
           Told<1> t[kMaxHeard];
           wait_for([&] {
@@ -573,20 +581,26 @@ struct Worker {
 
   __device__ void run() {
     const int32_t slot = p.a.slots[0];
-    const bool keeps = blockIdx.x == gridDim.x - 1 && column < p.C && slot >= 0;  // the token shifts' vectors
+    const bool keeps = blockIdx.x == gridDim.x - 1 && slot >= 0;  // the token shifts' vectors
     if (threadIdx.x < own.end - own.begin) s.x[threadIdx.x] = p.a.x[own.begin + threadIdx.x];
     for (uint32_t i = 0; i < p.n; ++i, ++step) {
       const Layer l(p, i);
       float* att_x = slot < 0 ? nullptr : p.a.state + (p.first + i) * p.a.layer_stride + static_cast<uint64_t>(slot) * p.a.slot_stride;
       float *S = att_x ? att_x + p.C : nullptr, *ffn_x = att_x ? S + static_cast<uint64_t>(p.C) * kHead : nullptr;
-      Eight y;
-      time_mix_products(l, i == 0, y, att_x);
-      if (blockIdx.x < p.n_head) head(l, S);
-      output(l);
-      if (keeps) write_eight(att_x + column, y);  // every head is there, so all blocks have read the one before
-      channel_mix(l, y, ffn_x);
-      add_parts(i + 1 == p.n);
-      if (keeps) write_eight(ffn_x + column, y);  // the same of the parts
+#pragma unroll 1
+      for (const bool is_channel_mix : {false, true}) {
+        float *kept = told.kept, *state = is_channel_mix ? ffn_x : att_x;
+        shift(l, is_channel_mix, i == 0, state, keeps ? kept : nullptr);
+        if (is_channel_mix) {
+          channel_mix();
+          add_parts(i + 1 == p.n);
+        } else {
+          time_mix_products(l);
+          if (blockIdx.x < p.n_head) head(l, S);
+          output();
+        }
+        if (keeps) write_columns(state, p.C, read_columns(kept, p.C));  // every head is there, or every part: all blocks have read the one before
+      }
     }
   }
 };
@@ -651,7 +665,7 @@ bool resident_takes(const duetp_layer& l) {
 }
 
 uint64_t resident_scratch_bytes(const duetp_shape& s) {
-  const uint64_t words = 6ull * s.n_embd + s.rank_w + s.rank_a + s.rank_v + s.rank_g + static_cast<uint64_t>(multiprocessors()) * s.n_embd;
+  const uint64_t words = 7ull * s.n_embd + s.rank_w + s.rank_a + s.rank_v + s.rank_g + static_cast<uint64_t>(multiprocessors()) * s.n_embd;
   return (words + 1) * sizeof(uint64_t);
 }
 
@@ -665,6 +679,7 @@ ResidentScratch lay_out_resident(void* memory, const duetp_shape& s) {
   r.x_mixed = next(s.n_embd);
   r.parts = next(static_cast<uint64_t>(multiprocessors()) * s.n_embd);
   r.low = next(s.rank_w + s.rank_a + s.rank_v + s.rank_g);
+  r.kept = reinterpret_cast<float*>(next((s.n_embd + 1) / 2));
   r.steps = reinterpret_cast<uint32_t*>(at);
   return r;
 }

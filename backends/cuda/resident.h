@@ -17,6 +17,7 @@ struct ResidentScratch {
   uint64_t* gated;     // [C]
   uint64_t *x_output, *x_mixed;  // [C]: x after time mix, after channel mix
   uint64_t* parts;     // [blocks, C]
+  float* kept;         // [C]: a block's own
   uint32_t* steps;     // [2]: how many have been, and which blocks have ended
 };
 uint64_t resident_scratch_bytes(const duetp_shape& shape);
