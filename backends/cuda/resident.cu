@@ -29,7 +29,7 @@ using duet_gpu::Error;
 
 constexpr uint32_t kWarps = 16, kWorkers = 32 * kWarps, kThreads = kWorkers + 32;
 constexpr uint32_t kStages = 11, kStageBytes = 16 << 10;
-constexpr uint32_t kUnderWay = 3;             // stages whose copies have not ended
+constexpr uint32_t kUnderWay = 4;             // stages whose copies have not ended
 constexpr uint32_t kPairs = 4;                // of columns, of a thread
 constexpr uint32_t kMaxWidth = 2 * kPairs * kWorkers;
 constexpr uint32_t kMaxLayers = 128;
@@ -49,15 +49,6 @@ struct Plan {
   uint32_t first, n, C, F, n_head, rank[4];  // ranks: w, a, v, g, in the order of DUETP_T_W1
   float ln_eps, gn_eps;
   Resident a;
-};
-
-struct Layer {
-  const char* memory;
-  const uint32_t* offset;
-  bool is_first;
-  __device__ Layer(const Plan& p, uint32_t i) : memory(p.layer[i]), offset(p.offset[p.first + i > 0]), is_first(p.first + i == 0) {}
-  __device__ const bf16* matrix(uint32_t id) const { return reinterpret_cast<const bf16*>(memory + offset[id]); }
-  __device__ const float* vector(uint32_t id) const { return reinterpret_cast<const float*>(memory + offset[id]); }
 };
 
 struct Share {
@@ -110,6 +101,17 @@ struct Shared {
   Products products[2];  // of layer 0, of the others
 };
 
+struct Layer {
+  const char* memory;
+  const uint32_t* offset;
+  const Shared& s;
+  bool is_first;
+  __device__ Layer(const Plan& p, uint32_t i, const Shared& shared) : memory(p.layer[i]), offset(p.offset[p.first + i > 0]), s(shared), is_first(p.first + i == 0) {}
+  __device__ const Products& products() const { return s.products[is_first ? 0 : 1]; }  // this block's rows
+  __device__ const bf16* matrix(uint32_t id) const { return reinterpret_cast<const bf16*>(memory + offset[id]); }
+  __device__ const float* vector(uint32_t id) const { return reinterpret_cast<const float*>(memory + offset[id]); }
+};
+
 template <class Passed>
 __device__ __forceinline__ void wait_for(Passed&& passed) {
   for (uint32_t looks = 0; !passed();)
@@ -156,6 +158,21 @@ __device__ __noinline__ void copy_rows(Ring& ring, const bf16* from, uint32_t n_
   }
 }
 
+// Vectors f32 [C], as many to a stage as it holds. vector(i) is the i-th.
+__device__ __forceinline__ uint32_t vectors_of_stage(uint32_t C) { return kStageBytes / (4 * C); }
+template <class F>
+__device__ void copy_vectors(Ring& ring, uint32_t n, uint32_t C, F&& vector) {
+  const uint32_t at_once = vectors_of_stage(C);
+#pragma unroll 1
+  for (uint32_t i = 0; i < n; i += at_once) {
+    const uint32_t here = min(at_once, n - i);
+    ring.open(here * C * 4);
+#pragma unroll 1
+    for (uint32_t j = 0; j < here; ++j) ring.copy(j * C * 4, vector(i + j), C * 4);
+    ring.next();
+  }
+}
+
 // Which inputs of a tile are not zero
 __device__ __forceinline__ uint32_t nonzero(const float* u, uint32_t n) {
   uint32_t mask = 0;
@@ -173,22 +190,59 @@ __device__ __noinline__ void copy_values(Ring& ring, const bf16* value, uint32_t
   }
 }
 
+// The vectors of a token shift: weight and bias of its norm, the state's vector if there is a state, and the mixes
+__device__ __forceinline__ const float* shift_vector(const Plan& p, const Layer& l, bool is_channel_mix, const float* state, uint32_t i) {
+  if (i == 0) return l.vector(is_channel_mix ? DUETP_T_LN2_W : DUETP_T_LN1_W);
+  if (i == 1) return l.vector(is_channel_mix ? DUETP_T_LN2_B : DUETP_T_LN1_B);
+  if (i == 2 && state) return state;
+  return l.vector(is_channel_mix ? static_cast<uint32_t>(DUETP_T_FFN_X_K) : mix_of(l.products().of[i - (state ? 3 : 2)].product));
+}
+__device__ __forceinline__ uint32_t n_shift_vectors(const Layer& l, bool is_channel_mix, bool has_state) { return 2 + has_state + (is_channel_mix ? 1 : l.products().n); }
+
+// Of a layer: att_x [C], S [H, N, N], ffn_x [C]; null without a state
+__device__ __forceinline__ float* state_of(const Plan& p, uint32_t layer, int32_t slot) {
+  return slot < 0 ? nullptr : p.a.state + layer * p.a.layer_stride + static_cast<uint64_t>(slot) * p.a.slot_stride;
+}
+
+// The head's vectors in the order in which they come through the ring, kHead elements each
+enum HeadVector { kW0, kA0, kV0, kKK, kKA, kRK, kLnW, kLnB, kHeadVectors };
+__device__ void copy_head(const Plan& p, Ring& ring, const Layer& l, const float* S) {
+  constexpr uint32_t kIds[kHeadVectors] = {DUETP_T_W0, DUETP_T_A0, DUETP_T_V0, DUETP_T_K_K, DUETP_T_K_A, DUETP_T_R_K, DUETP_T_LN_X_W, DUETP_T_LN_X_B};
+  const uint32_t head = blockIdx.x;
+#pragma unroll 1
+  for (uint32_t m = 0; m < 4; ++m)
+    if (m != 2 || !l.is_first) copy_rows(ring, l.matrix(DUETP_T_W2 + m) + static_cast<uint64_t>(head) * kHead * p.rank[m], kHead, p.rank[m], low_rows_of_stage(p.rank[m]));
+  ring.open((kHeadVectors - l.is_first) * kHead * 4);
+#pragma unroll 1
+  for (uint32_t i = 0; i < kHeadVectors; ++i)
+    if (i != kV0 || !l.is_first) ring.copy(i * kHead * 4, l.vector(kIds[i]) + head * kHead, kHead * 4);
+  ring.next();
+  if (!S) return;
+  ring.open(kHead * kHead * 4);
+  ring.copy(0, S + static_cast<uint64_t>(head) * kHead * kHead, kHead * kHead * 4);
+  ring.next();
+}
+
 __device__ void copy_layers(const Plan& p, Ring ring) {
   const uint32_t C = p.C;
+  const int32_t slot = p.a.slots[0];
   uint32_t tiles = 0;  // that are over
   for (uint32_t i = 0; i < p.n; ++i) {
-    const Layer l(p, i);
-    const Products& products = ring.s.products[l.is_first ? 0 : 1];
+    const Layer l(p, i, ring.s);
+    const float *att_x = state_of(p, p.first + i, slot), *ffn_x = att_x ? att_x + C + static_cast<uint64_t>(C) * kHead : nullptr;
+    const auto shift = [&](bool is_channel_mix, const float* state) {
+      copy_vectors(ring, n_shift_vectors(l, is_channel_mix, state), C, [&](uint32_t k) { return shift_vector(p, l, is_channel_mix, state, k); });
+    };
+    shift(false, att_x);
+    const Products& products = l.products();
     for (uint32_t j = 0; j < products.n; ++j) {
       const auto& q = products.of[j];
       copy_rows(ring, l.matrix(matrix_of(q.product)) + static_cast<uint64_t>(q.begin) * C, q.end - q.begin, C, rows_of_stage(C));
     }
-    if (blockIdx.x < p.n_head)
-#pragma unroll 1
-      for (uint32_t m = 0; m < 4; ++m)
-        if (m != 2 || !l.is_first) copy_rows(ring, l.matrix(DUETP_T_W2 + m) + static_cast<uint64_t>(blockIdx.x) * kHead * p.rank[m], kHead, p.rank[m], low_rows_of_stage(p.rank[m]));
+    if (blockIdx.x < p.n_head) copy_head(p, ring, l, att_x ? att_x + C : nullptr);
     const Share outputs = share(C), inner = share(p.F);
     copy_rows(ring, l.matrix(DUETP_T_OUTPUT) + static_cast<uint64_t>(outputs.begin) * C, outputs.end - outputs.begin, C, rows_of_stage(C));
+    shift(true, ffn_x);
     const uint32_t n = inner.end - inner.begin;
     const auto tile = [&](uint32_t at) { return min(kTile, n - at); };
 #pragma unroll 1
@@ -244,6 +298,22 @@ __device__ __forceinline__ void write_columns(float* p, uint32_t n, const Column
   for_pairs(n, [&](int j, uint32_t at) { *reinterpret_cast<float2*>(p + at) = c.v[j]; });
 }
 
+// Reads vectors that come through the ring, one after another.
+struct Vectors {
+  Ring& ring;
+  const uint32_t C, n;
+  uint32_t i = 0, in_stage = 0;
+  const char* stage = nullptr;
+  __device__ Columns next() {
+    if (in_stage == 0) stage = reinterpret_cast<const char*>(ring.take());
+    const Columns c = read_columns(reinterpret_cast<const float*>(stage) + in_stage * C, C);
+    if (++in_stage == vectors_of_stage(C)) in_stage = 0;
+    if (++i == n) in_stage = 0;
+    if (in_stage == 0) ring.give_back();
+    return c;
+  }
+};
+
 // A number that carries the step it belongs to, in one word of 64 bits, which is written and read as a whole
 __device__ __forceinline__ void tell(uint64_t* to, float x, uint32_t step) {
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(static_cast<uint64_t>(step) << 32 | __float_as_uint(x)) : "memory");
@@ -274,11 +344,15 @@ __device__ __forceinline__ Told<n> hear(const uint64_t* from, uint32_t step) {
   return t;
 }
 __device__ __forceinline__ Columns hear_columns(const uint64_t* from, uint32_t n, uint32_t step) {
-  Columns c{};
-  for_pairs(n, [&](int j, uint32_t at) {
-    const Told<2> t = hear<2>(from + at, step);
-    c.v[j] = {t[0], t[1]};
+  Told<2> t[kPairs];
+  wait_for([&] {
+    bool all = true;
+    for_pairs(n, [&](int j, uint32_t at) { t[j].look(from + at); });
+    for_pairs(n, [&](int j, uint32_t) { all = all && t[j].is_of(step); });
+    return all;
   });
+  Columns c{};
+  for_pairs(n, [&](int j, uint32_t) { c.v[j] = {t[j][0], t[j][1]}; });
   return c;
 }
 __device__ __forceinline__ void to_inputs(char* inputs, uint32_t n, const Columns& c) {  // bf16
@@ -353,14 +427,6 @@ struct Worker {
   // The norm of x and its mixes with the one before, which `state` holds (null: zeros) and `kept` gets, in this block alone
   __device__ void shift(const Layer& l, bool is_channel_mix, bool is_first_of_run, const float* state, float* kept) {
     const uint32_t C = p.C;
-    const Products& products = s.products[l.is_first ? 0 : 1];
-    const uint32_t n_mixes = is_channel_mix ? 1 : products.n;
-    const Columns w = read_columns(l.vector(is_channel_mix ? DUETP_T_LN2_W : DUETP_T_LN1_W), C), b = read_columns(l.vector(is_channel_mix ? DUETP_T_LN2_B : DUETP_T_LN1_B), C);
-    const Columns before = state ? read_columns(state, C) : Columns{};
-    Columns m[kMaxInputs];
-#pragma unroll
-    for (uint32_t i = 0; i < kMaxInputs; ++i)
-      if (i < n_mixes) m[i] = read_columns(l.vector(is_channel_mix ? DUETP_T_FFN_X_K : mix_of(products.of[i].product)), C);
     Columns y = is_first_of_run && !is_channel_mix ? read_columns(p.a.x, C) : hear_columns(is_channel_mix ? told.x_output : told.x_mixed, C, is_channel_mix ? step : step - 1);
     float total = 0, square = 0;
     for_pairs(C, [&](int j, uint32_t) { total += y.v[j].x + y.v[j].y; });
@@ -370,14 +436,14 @@ struct Worker {
       square += y.v[j].x * y.v[j].x + y.v[j].y * y.v[j].y;
     });
     const float scale = rsqrtf(sum(square, 1) / C + p.ln_eps);
+    Vectors vectors{ring, C, n_shift_vectors(l, is_channel_mix, state)};
+    const Columns w = vectors.next(), b = vectors.next(), before = state ? vectors.next() : Columns{};
     for_pairs(C, [&](int j, uint32_t) { y.v[j] = {y.v[j].x * scale * w.v[j].x + b.v[j].x, y.v[j].y * scale * w.v[j].y + b.v[j].y}; });
-#pragma unroll
-    for (uint32_t i = 0; i < kMaxInputs; ++i) {
-      if (i >= n_mixes) break;
+#pragma unroll 1
+    for (uint32_t i = 0; vectors.i < vectors.n; ++i) {
+      const Columns m = vectors.next();
       Columns out;
-      for_pairs(C, [&](int j, uint32_t) {
-        out.v[j] = {y.v[j].x + (before.v[j].x - y.v[j].x) * m[i].v[j].x, y.v[j].y + (before.v[j].y - y.v[j].y) * m[i].v[j].y};
-      });
+      for_pairs(C, [&](int j, uint32_t) { out.v[j] = {y.v[j].x + (before.v[j].x - y.v[j].x) * m.v[j].x, y.v[j].y + (before.v[j].y - y.v[j].y) * m.v[j].y}; });
       to_inputs(scratch + i * C * 2, C, out);
     }
     if (kept) write_columns(kept, C, y);
@@ -385,7 +451,7 @@ struct Worker {
   }
 
   __device__ void time_mix_products(const Layer& l) {
-    const Products& products = s.products[l.is_first ? 0 : 1];
+    const Products& products = l.products();
     uint32_t taken = 0;
 #pragma unroll 1
     for (uint32_t i = 0; i < products.n; ++i) {
@@ -429,16 +495,25 @@ struct Worker {
   // Each warp computes all vectors of the head, two channels a lane, and four rows of S, so that they meet but once.
   __device__ void head(const Layer& l, float* state) {
     const uint32_t C = p.C, channel = blockIdx.x * kHead + 2 * lane;
-    const auto weight = [&](uint32_t id) { return *reinterpret_cast<const float2*>(l.vector(id) + channel); };
-    const float2 w0 = weight(DUETP_T_W0), a0 = weight(DUETP_T_A0), k_k = weight(DUETP_T_K_K), k_a = weight(DUETP_T_K_A), r_k = weight(DUETP_T_R_K);
-    const float2 v0 = l.is_first ? float2{} : weight(DUETP_T_V0), ln_w = weight(DUETP_T_LN_X_W), ln_b = weight(DUETP_T_LN_X_B);
-    float2* mine = state ? reinterpret_cast<float2*>(state + (static_cast<uint64_t>(blockIdx.x) * kHead + 4 * warp) * kHead) + lane : nullptr;
-    float2 S[4];
-#pragma unroll
-    for (int j = 0; j < 4; ++j) S[j] = mine ? __ldcs(mine + j * (kHead / 2)) : float2{};
     const float2 v_first = l.is_first ? float2{} : __ldcg(reinterpret_cast<const float2*>(p.a.v_first + channel));
+    Told<2> r, k_raw, v_raw;
+    wait_for([&] {
+      r.look(told.rkv + channel), k_raw.look(told.rkv + C + channel), v_raw.look(told.rkv + 2 * C + channel);
+      return r.is_of(step) && k_raw.is_of(step) && v_raw.is_of(step);
+    });
     low_products(l);
-    const Told<2> r = hear<2>(told.rkv + channel, step), k_raw = hear<2>(told.rkv + C + channel, step), v_raw = hear<2>(told.rkv + 2 * C + channel, step);
+    const float2* vectors = reinterpret_cast<const float2*>(ring.take()) + lane;
+    const auto weight = [&](HeadVector i) { return vectors[i * (kHead / 2)]; };
+    const float2 w0 = weight(kW0), a0 = weight(kA0), v0 = l.is_first ? float2{} : weight(kV0), k_k = weight(kKK), k_a = weight(kKA), r_k = weight(kRK), ln_w = weight(kLnW), ln_b = weight(kLnB);
+    ring.give_back();
+    float2* mine = state ? reinterpret_cast<float2*>(state + (static_cast<uint64_t>(blockIdx.x) * kHead + 4 * warp) * kHead) + lane : nullptr;
+    float2 S[4] = {};
+    if (mine) {
+      const float2* rows = reinterpret_cast<const float2*>(ring.take()) + 4 * warp * (kHead / 2) + lane;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) S[j] = rows[j * (kHead / 2)];
+      ring.give_back();
+    }
     const auto low = [&](uint32_t m) { return *reinterpret_cast<const float2*>(s.low[m] + 2 * lane); };
     const float2 lw = low(0), la = low(1), lv = low(2), g = low(3);
     const auto decay = [](float x) { return expf(-0.60653065971263342f * sigmoid(x)); };
@@ -584,9 +659,8 @@ struct Worker {
     const bool keeps = blockIdx.x == gridDim.x - 1 && slot >= 0;  // the token shifts' vectors
     if (threadIdx.x < own.end - own.begin) s.x[threadIdx.x] = p.a.x[own.begin + threadIdx.x];
     for (uint32_t i = 0; i < p.n; ++i, ++step) {
-      const Layer l(p, i);
-      float* att_x = slot < 0 ? nullptr : p.a.state + (p.first + i) * p.a.layer_stride + static_cast<uint64_t>(slot) * p.a.slot_stride;
-      float *S = att_x ? att_x + p.C : nullptr, *ffn_x = att_x ? S + static_cast<uint64_t>(p.C) * kHead : nullptr;
+      const Layer l(p, i, s);
+      float *att_x = state_of(p, p.first + i, slot), *S = att_x ? att_x + p.C : nullptr, *ffn_x = att_x ? S + static_cast<uint64_t>(p.C) * kHead : nullptr;
 #pragma unroll 1
       for (const bool is_channel_mix : {false, true}) {
         float *kept = told.kept, *state = is_channel_mix ? ffn_x : att_x;
