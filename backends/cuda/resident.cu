@@ -19,6 +19,7 @@
 
 #include "barrier.h"
 #include "device.h"
+#include "fragment.h"
 #include "shared_memory.h"
 
 namespace duet_cuda {
@@ -29,7 +30,10 @@ using duet_gpu::Error;
 
 constexpr uint32_t kWarps = 16, kWorkers = 32 * kWarps, kThreads = kWorkers + 32;
 constexpr uint32_t kStages = 11, kStageBytes = 16 << 10;
-constexpr uint32_t kUnderWay = 4;             // stages whose copies have not ended
+#ifndef KUNDER
+#define KUNDER 4
+#endif
+constexpr uint32_t kUnderWay = KUNDER;             // stages whose copies have not ended
 constexpr uint32_t kPairs = 4;                // of columns, of a thread
 constexpr uint32_t kMaxWidth = 2 * kPairs * kWorkers;
 constexpr uint32_t kMaxLayers = 128;
@@ -85,8 +89,8 @@ __device__ void divide_products(const Plan& p, bool first_layer, Products& out) 
   }
 }
 __device__ __forceinline__ uint32_t rows_of_stage(uint32_t n_in) { return kStageBytes / (2 * n_in); }
-// Of the second low-rank matrices, where a warp has four rows
-__device__ __forceinline__ uint32_t low_rows_of_stage(uint32_t rank) { return min(kHead, rows_of_stage(rank) & ~3u); }
+// Of the second low-rank matrices, which tensor cores take sixteen rows at a time of
+__device__ __forceinline__ uint32_t low_rows_of_stage(uint32_t rank) { return min(kHead, rows_of_stage(rank) & ~15u); }
 
 // ---- the ring ----
 
@@ -94,8 +98,8 @@ struct Shared {
   uint64_t full[kStages], empty[kStages], ready[2];  // ready: u of a tile
   float sums[4][kWarps];
   float u[kMaxSlice];
-  float low[4][kHead];  // second low-rank products
-  float y[kHead];
+  float low[4][4][kHead];  // second low-rank products: a quarter of the inputs each
+  float decay[kHead], k[kHead], v[kHead], minus_kk[kHead], b[kHead], r[kHead], g[kHead], y[kHead];
   float x[kMaxOwn];
   float columns[kWarps][32];
   Products products[2];  // of layer 0, of the others
@@ -463,27 +467,33 @@ struct Worker {
     }
   }
 
-  // The second low-rank products of the head's channels: eight lanes a row
+  // The second low-rank products of the head's channels by the tensor core: a warp has sixteen rows and a quarter of the inputs.
   __device__ void low_products(const Layer& l) {
-    const uint32_t i = threadIdx.x, row = i / 8, n_hidden = p.rank[0] + p.rank[1] + p.rank[2] + p.rank[3], missing = p.rank[0] + p.rank[1];
+    const uint32_t n_hidden = p.rank[0] + p.rank[1] + p.rank[2] + p.rank[3], missing = p.rank[0] + p.rank[1];
     workers_meet();  // all have read what the inputs were before
 #pragma unroll 1
-    for (uint32_t j = i; j < n_hidden; j += kWorkers)
+    for (uint32_t j = threadIdx.x; j < n_hidden; j += kWorkers)
       if (!l.is_first || j < missing || j >= missing + p.rank[2]) reinterpret_cast<bf16*>(scratch)[j] = __float2bfloat16_rn(hear<1>(told.low + j, step)[0]);
     workers_meet();
+    const uint32_t g = lane / 4, t = lane % 4, row = warp / 4 * 16, quarter = warp % 4;
     const uint4* hidden = input(0);
 #pragma unroll 1
     for (uint32_t m = 0; m < 4; ++m) {
       const uint32_t n = p.rank[m] / 8, at_once = low_rows_of_stage(p.rank[m]);
       if (m != 2 || !l.is_first)
+#pragma unroll 1
         for (uint32_t first = 0; first < kHead; first += at_once) {
           const uint4* w = ring.take();
-          if (row >= first && row < min(first + at_once, kHead)) {
-            float a = 0, b = 0;
-#pragma unroll 2
-            for (uint32_t j = i % 8; j < n; j += 8) multiply_add(w[(row - first) * n + j], hidden[j], a, b);
-            const float total = lane_sum<8>(a + b);
-            if (i % 8 == 0) s.low[m][row] = total;
+          if (row >= first && row < first + at_once) {
+            Sums sums;
+            const uint4 *low = w + (row - first + g) * n, *high = low + 8 * n;
+            for (uint32_t j = 4 * quarter + t; j < (n + 3) / 4 * 4; j += 16) {  // the four lanes of a row go together
+              const bool inside = j < n;
+              const uint4 zero{0, 0, 0, 0}, a = inside ? low[j] : zero, b = inside ? high[j] : zero, x = inside && g == 0 ? hidden[j] : zero;
+              multiply(sums, a.x, b.x, a.y, b.y, x.x, x.y);
+              multiply(sums, a.z, b.z, a.w, b.w, x.z, x.w);
+            }
+            if (t == 0) s.low[m][quarter][row + g] = sums.v[0], s.low[m][quarter][row + g + 8] = sums.v[2];
           }
           ring.give_back();
         }
@@ -492,19 +502,49 @@ struct Worker {
     workers_meet();
   }
 
-  // Each warp computes all vectors of the head, two channels a lane, and four rows of S, so that they meet but once.
+  // The sums of a and b over the first two warps, to their threads. Nobody else comes.
+  __device__ float2 head_sum(float a, float b, uint32_t which) const {
+    a = lane_sum<32>(a), b = lane_sum<32>(b);
+    if (lane == 0) s.sums[2 + which][2 * warp] = a, s.sums[2 + which][2 * warp + 1] = b;
+    asm volatile("bar.sync 2, 64;" ::: "memory");
+    return {s.sums[2 + which][0] + s.sums[2 + which][2], s.sums[2 + which][1] + s.sums[2 + which][3]};
+  }
+
+  // The head of this block's number. The first two warps have its channels, each warp four rows of S.
   __device__ void head(const Layer& l, float* state) {
-    const uint32_t C = p.C, channel = blockIdx.x * kHead + 2 * lane;
-    const float2 v_first = l.is_first ? float2{} : __ldcg(reinterpret_cast<const float2*>(p.a.v_first + channel));
-    Told<2> r, k_raw, v_raw;
-    wait_for([&] {
-      r.look(told.rkv + channel), k_raw.look(told.rkv + C + channel), v_raw.look(told.rkv + 2 * C + channel);
-      return r.is_of(step) && k_raw.is_of(step) && v_raw.is_of(step);
-    });
+    const uint32_t C = p.C, i = threadIdx.x, channel = blockIdx.x * kHead + i;
+    float r = 0, k = 0, v = 0, v_first = 0;
+    if (i < kHead) {
+      if (!l.is_first) v_first = __ldcg(p.a.v_first + channel);
+      Told<1> heard[3];
+      wait_for([&] {
+#pragma unroll
+        for (int j = 0; j < 3; ++j) heard[j].look(told.rkv + j * C + channel);
+        return heard[0].is_of(step) && heard[1].is_of(step) && heard[2].is_of(step);
+      });
+      r = heard[0][0], k = heard[1][0], v = heard[2][0];
+    }
     low_products(l);
-    const float2* vectors = reinterpret_cast<const float2*>(ring.take()) + lane;
-    const auto weight = [&](HeadVector i) { return vectors[i * (kHead / 2)]; };
-    const float2 w0 = weight(kW0), a0 = weight(kA0), v0 = l.is_first ? float2{} : weight(kV0), k_k = weight(kKK), k_a = weight(kKA), r_k = weight(kRK), ln_w = weight(kLnW), ln_b = weight(kLnB);
+    const float* weights = reinterpret_cast<const float*>(ring.take());
+    float ln_w = 0, ln_b = 0, bonus = 0;
+    if (i < kHead) {
+      const auto weight = [&](HeadVector which) { return weights[which * kHead + i]; };
+      const auto low = [&](uint32_t m) { return (s.low[m][0][i] + s.low[m][1][i]) + (s.low[m][2][i] + s.low[m][3][i]); };
+      ln_w = weight(kLnW), ln_b = weight(kLnB);
+      const float a = sigmoid(weight(kA0) + low(1));
+      s.decay[i] = expf(-0.60653065971263342f * sigmoid(weight(kW0) + low(0)));
+      if (!l.is_first)
+        v += (v_first - v) * sigmoid(weight(kV0) + low(2));
+      else
+        p.a.v_first[channel] = v;
+      float kk = k * weight(kKK);
+      k *= 1.0f + (a - 1.0f) * weight(kKA);
+      s.r[i] = r, s.k[i] = k, s.v[i] = v, s.g[i] = low(3);
+      const float2 sums = head_sum(kk * kk, r * k * weight(kRK), 0);
+      kk /= fmaxf(sqrtf(sums.x), 1e-12f);
+      s.minus_kk[i] = -kk, s.b[i] = kk * a;
+      bonus = sums.y;
+    }
     ring.give_back();
     float2* mine = state ? reinterpret_cast<float2*>(state + (static_cast<uint64_t>(blockIdx.x) * kHead + 4 * warp) * kHead) + lane : nullptr;
     float2 S[4] = {};
@@ -514,35 +554,22 @@ struct Worker {
       for (int j = 0; j < 4; ++j) S[j] = rows[j * (kHead / 2)];
       ring.give_back();
     }
-    const auto low = [&](uint32_t m) { return *reinterpret_cast<const float2*>(s.low[m] + 2 * lane); };
-    const float2 lw = low(0), la = low(1), lv = low(2), g = low(3);
-    const auto decay = [](float x) { return expf(-0.60653065971263342f * sigmoid(x)); };
-    const float2 w = {decay(w0.x + lw.x), decay(w0.y + lw.y)}, a = {sigmoid(a0.x + la.x), sigmoid(a0.y + la.y)};
-    float2 v = {v_raw[0], v_raw[1]};
-    if (l.is_first) {
-      if (warp == 0) *reinterpret_cast<float2*>(p.a.v_first + channel) = v;
-    } else {
-      v = {v.x + (v_first.x - v.x) * sigmoid(v0.x + lv.x), v.y + (v_first.y - v.y) * sigmoid(v0.y + lv.y)};
-    }
-    float2 kk = {k_raw[0] * k_k.x, k_raw[1] * k_k.y};
-    const float2 k = {k_raw[0] * (1.0f + (a.x - 1.0f) * k_a.x), k_raw[1] * (1.0f + (a.y - 1.0f) * k_a.y)};
-    const float square = lane_sum<32>(kk.x * kk.x + kk.y * kk.y), bonus = lane_sum<32>(r[0] * k.x * r_k.x + r[1] * k.y * r_k.y);
-    const float length = fmaxf(sqrtf(square), 1e-12f);
-    kk = {kk.x * (1.0f / length), kk.y * (1.0f / length)};
-    const float2 b = {kk.x * a.x, kk.y * a.y};
+    workers_meet();
+    const auto keys = [&](const float* of) { return reinterpret_cast<const float2*>(of)[lane]; };
+    const float2 minus_kk = keys(s.minus_kk), b = keys(s.b), w = keys(s.decay), k2 = keys(s.k), r2 = keys(s.r);
     float removed[4], y[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) removed[j] = -(S[j].x * kk.x + S[j].y * kk.y);
+    for (int j = 0; j < 4; ++j) removed[j] = S[j].x * minus_kk.x + S[j].y * minus_kk.y;
 #pragma unroll
     for (int d = 16; d > 0; d /= 2)
 #pragma unroll
       for (int j = 0; j < 4; ++j) removed[j] += __shfl_xor_sync(~0u, removed[j], d);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const float value = __shfl_sync(~0u, j % 2 == 0 ? v.x : v.y, 2 * warp + j / 2);
-      S[j] = {S[j].x * w.x + removed[j] * b.x + value * k.x, S[j].y * w.y + removed[j] * b.y + value * k.y};
+      const float value = s.v[4 * warp + j];
+      S[j] = {S[j].x * w.x + removed[j] * b.x + value * k2.x, S[j].y * w.y + removed[j] * b.y + value * k2.y};
       if (mine) __stcs(mine + j * (kHead / 2), S[j]);
-      y[j] = S[j].x * r[0] + S[j].y * r[1];
+      y[j] = S[j].x * r2.x + S[j].y * r2.y;
     }
 #pragma unroll
     for (int d = 16; d > 0; d /= 2)
@@ -550,13 +577,10 @@ struct Worker {
       for (int j = 0; j < 4; ++j) y[j] += __shfl_xor_sync(~0u, y[j], d);
     if (lane == 0) *reinterpret_cast<float4*>(s.y + 4 * warp) = {y[0], y[1], y[2], y[3]};
     workers_meet();
-    if (warp > 0) return;
-    const float2 all = *reinterpret_cast<const float2*>(s.y + 2 * lane);
-    const float mean = lane_sum<32>(all.x + all.y) / kHead;
-    const float2 centred = {all.x - mean, all.y - mean};
-    const float scale = rsqrtf(lane_sum<32>(centred.x * centred.x + centred.y * centred.y) / kHead + p.gn_eps);
-    tell(told.gated + channel, (centred.x * scale * ln_w.x + ln_b.x + bonus * v.x) * g.x, step);
-    tell(told.gated + channel + 1, (centred.y * scale * ln_w.y + ln_b.y + bonus * v.y) * g.y, step);
+    if (i >= kHead) return;
+    const float own_y = s.y[i], mean = head_sum(own_y, 0, 1).x / kHead, centred = own_y - mean;
+    const float scale = rsqrtf(head_sum(centred * centred, 0, 0).x / kHead + p.gn_eps);
+    tell(told.gated + channel, (centred * scale * ln_w + ln_b + bonus * v) * s.g[i], step);
   }
 
   __device__ void output() {
@@ -718,7 +742,7 @@ bool resident_takes(const duetp_layer& l) {
   const uint32_t rank[4] = {s.rank_w, s.rank_a, s.rank_v, s.rank_g};
   uint32_t ranks = 0;
   for (uint32_t i = 0; i < 4; ++i) {
-    if (rank[i] % 8 != 0 || rank[i] * 2 * 4 > kStageBytes) return false;
+    if (rank[i] % 8 != 0 || rank[i] * 2 * 16 > kStageBytes) return false;
     ranks += rank[i];
   }
   if (ranks * 2 > scratch_bytes(C)) return false;
