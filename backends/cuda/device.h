@@ -14,6 +14,7 @@
 
 #include "cublas.h"
 #include "duet_plugin.h"
+#include "duet_quantised.h"
 
 namespace duet_cuda {
 
@@ -117,19 +118,24 @@ struct duetp_buffer {
 
 // All weights of a layer in one piece of device memory. Vectors are f32. Matrices have the layer's dtype and lie as the kernels
 // read them: the products' [out,in] (the low-rank pairs too, which come as [in,out]), but ffn_value [F,C], so that a zero of
-// relu^2 is a row that need not be read. R, K and V follow one another.
+// relu^2 is a row that need not be read. R, K and V follow one another. q8 and q4 lie as they are stored (duet_quantised.h).
 struct duetp_layer {
   duetp_shape shape;
   uint32_t index;
   duet_dtype weights;
   duet_cuda::Memory memory;
   uint64_t offset[DUETP_T_COUNT];  // of the tensor in `memory`; kAbsent where there is none
-  uint32_t rows[DUETP_T_COUNT], columns[DUETP_T_COUNT];  // as they lie in memory
+  uint64_t scale_offset[DUETP_T_COUNT], minimum_offset[DUETP_T_COUNT];  // the same of q8's and q4's
+  uint32_t rows[DUETP_T_COUNT], columns[DUETP_T_COUNT];  // as they lie in memory; of q8 and q4 outputs and inputs
   bool transposed[DUETP_T_COUNT];                        // against the canonical form
   static constexpr uint64_t kAbsent = ~0ull;
   bool bf16() const { return weights == DUET_BF16; }
+  bool quantised() const { return duetp_is_quantised(weights); }
   bool has(uint32_t id) const { return offset[id] != kAbsent; }
-  const void* matrix(uint32_t id) const { return has(id) ? memory.data() + offset[id] : nullptr; }
+  const void* at(uint64_t offset) const { return offset != kAbsent ? memory.data() + offset : nullptr; }
+  const void* matrix(uint32_t id) const { return at(offset[id]); }
+  const void* scale(uint32_t id) const { return at(scale_offset[id]); }
+  const void* minimum(uint32_t id) const { return at(minimum_offset[id]); }
   const float* vector(uint32_t id) const { return static_cast<const float*>(matrix(id)); }
 };
 

@@ -10,9 +10,8 @@
 namespace duet_cuda {
 namespace {
 
-bool is_low_rank(uint32_t id) { return id >= DUETP_T_W1 && id <= DUETP_T_G2; }
 bool is_matrix(uint32_t id) {
-  return is_low_rank(id) || (id >= DUETP_T_RECEPTANCE && id <= DUETP_T_OUTPUT) || id == DUETP_T_FFN_KEY || id == DUETP_T_FFN_VALUE || id == DUETP_T_EMB || id == DUETP_T_HEAD;
+  return duetp_is_in_major(id) || (id >= DUETP_T_RECEPTANCE && id <= DUETP_T_OUTPUT) || id == DUETP_T_FFN_KEY || id == DUETP_T_FFN_VALUE || id == DUETP_T_EMB || id == DUETP_T_HEAD;
 }
 uint32_t element_bytes(duet_dtype t) { return t == DUET_F32 ? 4 : 2; }
 
@@ -24,12 +23,24 @@ duet_status layer_new(void* self, const duetp_layer_desc* desc, duetp_layer** ou
     l->shape = *desc->shape;
     l->index = desc->index;
     l->weights = desc->weights;
-    std::fill(std::begin(l->offset), std::end(l->offset), duetp_layer::kAbsent);
+    for (auto* offsets : {&l->offset, &l->scale_offset, &l->minimum_offset}) std::fill(std::begin(*offsets), std::end(*offsets), duetp_layer::kAbsent);
     uint64_t bytes = 0, largest = 0;
     for (uint32_t id = 0; id < desc->n_tensors && id < DUETP_T_COUNT; ++id) {
       const duetp_tensor* t = desc->tensors[id];
       if (!t || !t->data) continue;
-      l->transposed[id] = is_low_rank(id) || id == DUETP_T_FFN_VALUE;
+      if (is_matrix(id) && l->quantised()) {
+        const duetp_quantised_form form = duetp_form(t);
+        l->rows[id] = form.out;
+        l->columns[id] = form.in;
+        const auto place = [&](uint64_t& offset, const void* data, uint64_t n) {
+          if (!data) return;
+          offset = bytes;
+          bytes += (n + 255) / 256 * 256;
+        };
+        place(l->offset[id], t->data, t->bytes), place(l->scale_offset[id], t->scale, t->scale_bytes), place(l->minimum_offset[id], t->minimum, t->minimum_bytes);
+        continue;
+      }
+      l->transposed[id] = duetp_is_in_major(id) || id == DUETP_T_FFN_VALUE;
       const uint32_t rows = is_matrix(id) ? t->dim[0] : 1, columns = is_matrix(id) ? t->dim[1] : static_cast<uint32_t>(t->bytes / sizeof(float));
       l->rows[id] = l->transposed[id] ? columns : rows;
       l->columns[id] = l->transposed[id] ? rows : columns;
@@ -47,8 +58,11 @@ duet_status layer_new(void* self, const duetp_layer_desc* desc, duetp_layer** ou
       if (!l->has(id)) continue;
       const duetp_tensor& t = *desc->tensors[id];
       char* to = l->memory.data() + l->offset[id];
-      d.check(cudaMemcpyAsync(l->transposed[id] ? staging.data() : to, t.data, t.bytes, cudaMemcpyHostToDevice, d.setup), "uploading weights");
+      const auto upload = [&](char* dst, const void* src, uint64_t n) { d.check(cudaMemcpyAsync(dst, src, n, cudaMemcpyHostToDevice, d.setup), "uploading weights"); };
+      upload(l->transposed[id] ? staging.data() : to, t.data, t.bytes);
       if (l->transposed[id]) d.check(duet_gpu::transpose(staging.data(), to, t.dim[0], t.dim[1], element_bytes(t.dtype), d.setup), "transposing weights");
+      if (l->scale(id)) upload(l->memory.data() + l->scale_offset[id], t.scale, t.scale_bytes);
+      if (l->minimum(id)) upload(l->memory.data() + l->minimum_offset[id], t.minimum, t.minimum_bytes);
     }
     d.check(cudaStreamSynchronize(d.setup), "uploading weights");
     *out = l.release();
@@ -58,8 +72,10 @@ duet_status layer_new(void* self, const duetp_layer_desc* desc, duetp_layer** ou
 duet_status layer_export(void* self, const duetp_layer* l, uint32_t id, void* dst, uint64_t n) {
   return guarded(self, [&](Device& d) {
     if (id >= DUETP_T_COUNT || !l->has(id)) throw Failure(DUET_E_NOT_FOUND, "the layer has no such tensor");
+    const bool quantised = is_matrix(id) && l->quantised();
     const uint32_t size = is_matrix(id) ? element_bytes(l->weights) : sizeof(float);
-    if (n != static_cast<uint64_t>(l->rows[id]) * l->columns[id] * size) throw Failure(DUET_E_INVALID, "layer_export: size differs from the tensor's");
+    const uint64_t bytes = quantised ? duetp_form_of(id, l->weights, l->rows[id], l->columns[id]).bytes : static_cast<uint64_t>(l->rows[id]) * l->columns[id] * size;
+    if (n != bytes) throw Failure(DUET_E_INVALID, "layer_export: size differs from the tensor's");
     const void* from = l->matrix(id);
     Memory staging;
     if (l->transposed[id]) {
@@ -83,11 +99,12 @@ const char* refuses(void* self, const duetp_shape* shape, duet_dtype weights, ui
   const Device& d = *static_cast<Device*>(self);
   if (d.compute_major < 8) return "the CUDA backend needs a GPU of compute capability 8.0 or newer";
   if (rung > 2) return "the CUDA backend implements the stages (rung 1) and runs of layers (rung 2) only";
-  if (weights != DUET_F32 && weights != DUET_BF16 && weights != DUET_F16) return "the CUDA backend takes weights in f32, bf16 and f16 only";
+  const bool quantised = duetp_is_quantised(weights);
+  if (weights != DUET_F32 && weights != DUET_BF16 && weights != DUET_F16 && !quantised) return "the CUDA backend takes weights in f32, bf16, f16, q8 and q4 only";
   if (shape->head_size % 8 != 0 || shape->head_size > 256) return "the CUDA backend takes head sizes that are multiples of 8 up to 256";
   if (shape->n_embd > duet_gpu::kMaxWidth) return "the CUDA backend takes widths up to 8192";
   const OnDevice here(d.index);
-  if (shape->n_ffn > most_skipped_inputs(weights)) return "n_ffn is more than this GPU's shared memory has room for in the channel mix";
+  if (!quantised && shape->n_ffn > most_skipped_inputs(weights)) return "n_ffn is more than this GPU's shared memory has room for in the channel mix";
   return nullptr;
 }
 

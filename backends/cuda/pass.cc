@@ -54,20 +54,24 @@ void Pass::channel_shift(const duetp_layer& l, const float* x, void* out) const 
 }
 
 bool Pass::many(uint32_t rows, uint32_t width) const {
-  return rows > (width <= kNarrow ? kFewRowsOfNarrow : kFewRows) && weights != DUET_F16 && q.device.cublas.available(*q.device.host);  // f16 weights meet f32 inputs, which cuBLAS does not do
+  return rows > (width <= kNarrow ? kFewRowsOfNarrow : kFewRows) && weights != DUET_F16 && !duetp_is_quantised(weights) && q.device.cublas.available(*q.device.host);  // f16 weights meet f32 inputs, which cuBLAS does not do
+}
+
+void Pass::multiply(const duetp_layer& l, const std::vector<Linear>& list, uint32_t n_rows, uint32_t count_index) const {
+  Products p{};
+  for (const Linear& i : list) p.item[p.n++] = {l.matrix(i.id), i.x, i.y, l.rows[i.id], l.columns[i.id], i.finish, l.scale(i.id), l.minimum(i.id)};
+  p.used = packed.used;
+  p.count_index = count_index;
+  p.n_rows = n_rows;
+  p.weights = weights;
+  p.rounded = q.reserve_rounded(products_scratch(p));
+  check(products(p, q.stream), "products");
 }
 
 void Pass::linear(const duetp_layer& l, const std::vector<Linear>& list) const {
   uint32_t width = 0;  // a low-rank matrix is narrow one way or the other
   for (const Linear& i : list) width = std::max(width, std::min(l.rows[i.id], l.columns[i.id]));
-  if (!many(frame.n_tokens, width)) {
-    Products p{};
-    for (const Linear& i : list) p.item[p.n++] = {l.matrix(i.id), i.x, i.y, l.rows[i.id], l.columns[i.id], i.finish};
-    p.used = packed.used;
-    p.n_rows = frame.n_tokens;
-    p.weights = weights;
-    return check(products(p, q.stream), "products");
-  }
+  if (!many(frame.n_tokens, width)) return multiply(l, list, frame.n_tokens, 0);
   for (const Linear& i : list) {
     const bool has_function = i.finish == Finish::tanh_input || i.finish == Finish::sigmoid_input || i.finish == Finish::relu_squared_input;
     Gemm g{};
@@ -90,6 +94,7 @@ void Pass::linear(const duetp_layer& l, const std::vector<Linear>& list) const {
 }
 
 void Pass::add_channel_value(const duetp_layer& l, const void* u, float* x) const {
+  if (l.quantised()) return multiply(l, {{DUETP_T_FFN_VALUE, u, x, Finish::add}}, frame.n_tokens, 0);  // stored in tiles: no rows to skip
   const uint32_t F = l.rows[DUETP_T_FFN_VALUE], C = l.columns[DUETP_T_FFN_VALUE];
   const void* w = l.matrix(DUETP_T_FFN_VALUE);
   if (many(frame.n_tokens, C)) {

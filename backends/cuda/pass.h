@@ -40,6 +40,8 @@ struct Pass {
     float* before = nullptr;  // [n_tokens, n_out] for a finish with a function: what it is applied to, if cuBLAS computes it
   };
   void linear(const duetp_layer& l, const std::vector<Linear>& products) const;
+  // The same by product.h alone, of n_rows rows at most, used[count_index] in use.
+  void multiply(const duetp_layer& l, const std::vector<Linear>& products, uint32_t n_rows, uint32_t count_index) const;
   void add_channel_value(const duetp_layer& l, const void* u, float* x) const;  // x += value u
 
   void wkv(const duet_gpu::Wkv& a) const;

@@ -3,7 +3,9 @@
 
 #include <algorithm>
 
+#include "finish.h"
 #include "fragment.h"
+#include "quantised_product.h"
 #include "shared_memory.h"
 
 namespace duet_cuda {
@@ -11,7 +13,6 @@ namespace {
 
 using duet_gpu::bf16;
 using duet_gpu::f16;
-using duet_gpu::from_f32;
 using duet_gpu::launch;
 using duet_gpu::let_next_start;
 using duet_gpu::to_f32;
@@ -21,20 +22,6 @@ constexpr uint32_t kThreads = 512, kWarps = kThreads / 32;
 constexpr uint32_t kSlabs = 4;               // of 32 inputs each: what a warp has in flight
 constexpr uint32_t kMaxTiles = 4;
 constexpr uint32_t kPrefetch = 64 << 10;     // bytes of a block's weights that go to L2 while it waits for its inputs
-
-template <class T>
-__device__ __forceinline__ void finish(const Product& p, uint64_t at, float sum) {  // T: of matrix inputs
-  float* y = static_cast<float*>(p.y) + at;
-  T* input = static_cast<T*>(p.y) + at;
-  switch (p.finish) {
-    case Finish::store: *y = sum; break;
-    case Finish::add: *y += sum; break;
-    case Finish::input: *input = from_f32<T>(sum); break;
-    case Finish::tanh_input: *input = from_f32<T>(tanhf(sum)); break;
-    case Finish::sigmoid_input: *input = from_f32<T>(1.0f / (1.0f + expf(-sum))); break;
-    case Finish::relu_squared_input: sum = fmaxf(sum, 0.0f), *input = from_f32<T>(sum * sum); break;
-  }
-}
 
 // ---- bf16 ----
 
@@ -243,6 +230,7 @@ __global__ void plain_kernel(__grid_constant__ const Products p, uint32_t n_outp
 }  // namespace
 
 Error products(const Products& p, Stream stream) {
+  if (duetp_is_quantised(p.weights)) return quantised_products(p, stream);
   const Choice c = choose(p);
   if (c.tiles > 0) return c.tiles == 4 ? launch_product<4>(c, stream) : c.tiles == 2 ? launch_product<2>(c, stream) : launch_product<1>(c, stream);
   uint32_t n_outputs = 0;

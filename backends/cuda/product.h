@@ -1,5 +1,5 @@
 // Products of few rows, where what takes the time is reading the weights: recurrent mode, the head, and parallel mode where
-// there is no cuBLAS. Sums are f32 and their order is fixed: the same bits every time.
+// there is no cuBLAS. Of q8 and q4 weights those of many rows too (quantised_product.h). Sums are f32 and their order is fixed: the same bits every time.
 #pragma once
 #include "duet_types.h"
 #include "gpu/port.h"
@@ -12,13 +12,14 @@ using duet_gpu::Stream;
 // What becomes of a sum p. *_input: stored as the next product's matrix input, bf16 with bf16 weights and f32 otherwise.
 enum class Finish { store, add, tanh_input, input, sigmoid_input, relu_squared_input };
 
-// y[row, o] = finish(sum over i of x[row, i] w[o, i]).  x [rows, n_in] matrix input; w [n_out, n_in]; y [rows, n_out], f32 for
-// store and add. w and x are aligned to 16 bytes.
+// y[row, o] = finish(sum over i of x[row, i] w[o, i]).  x [rows, n_in] matrix input; w [n_out, n_in], q8 and q4 in their stored
+// form; y [rows, n_out], f32 for store and add. w, x, scale and minimum are aligned to 16 bytes.
 struct Product {
   const void *w, *x;
   void* y;
   uint32_t n_out, n_in;
   Finish finish;
+  const void *scale = nullptr, *minimum = nullptr;  // of q8 and q4; minimum of q4
 };
 
 // Up to eight independent products over the same rows in one launch.
@@ -28,8 +29,10 @@ struct Products {
   const int32_t* used;   // device memory: used[count_index] rows of this run
   uint32_t count_index;
   uint32_t n_rows;       // capacity
-  duet_dtype weights;    // f32, bf16 or f16
+  duet_dtype weights;
+  void* rounded;         // device memory of products_scratch() bytes, which the products of one stream may share
 };
+uint64_t products_scratch(const Products& p);
 Error products(const Products& p, Stream stream);
 
 // x[row, c] += sum over f of u[row, f] w[f, c], without reading the rows of w whose u is zero in all rows (of a slab of at most

@@ -45,7 +45,7 @@ struct duetp_queue {
   duet_cuda::Device& device;
   cudaStream_t stream = nullptr;
   bool recorded = false;  // ever: then recordings may name outgrown memory
-  std::vector<duet_cuda::Memory> scratch, tickets, parts, resident;  // the last of each is in use
+  std::vector<duet_cuda::Memory> scratch, tickets, parts, rounded, resident;  // the last of each is in use
   std::unique_ptr<duet_cuda::Pinned> up, down;
   uint64_t up_used = 0, down_used = 0;
   struct Download {
@@ -65,6 +65,7 @@ struct duetp_queue {
   // What a product needs to add up its parts in a fixed order (product.h)
   char* reserve_tickets(uint64_t bytes) { return grow(tickets, bytes, "tickets of a product"); }
   char* reserve_parts(uint64_t bytes) { return grow(parts, bytes, "scratch memory of a product"); }
+  char* reserve_rounded(uint64_t bytes) { return grow(rounded, bytes, "rounded inputs of a product"); }  // where weights are quantised
   char* reserve_resident(uint64_t bytes) { return grow(resident, bytes, "what the blocks of layers tell each other"); }
 
  private:

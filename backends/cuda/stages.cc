@@ -22,7 +22,7 @@ T* out(const duetp_stage& a, uint32_t i) {
 
 void embed(const Pass& p, const duetp_stage& a) {
   const duetp_layer& l = *a.layer;
-  duet_gpu::Embed e{l.matrix(DUETP_T_EMB), l.weights, norm(l, DUETP_T_LN0_W, DUETP_T_LN0_B), pointer<int32_t>(p.frame.tokens), p.packed.used, out(a, DUETP_EMBED_OUT_X),
+  duet_gpu::Embed e{l.matrix(DUETP_T_EMB), l.scale(DUETP_T_EMB), l.minimum(DUETP_T_EMB), l.weights, norm(l, DUETP_T_LN0_W, DUETP_T_LN0_B), pointer<int32_t>(p.frame.tokens), p.packed.used, out(a, DUETP_EMBED_OUT_X),
                     p.frame.n_tokens, l.shape.n_embd};
   p.check(duet_gpu::embed(e, p.q.stream), "embed");
 }
@@ -90,14 +90,7 @@ void head(const Pass& p, const duetp_stage& a) {
                        logits ? p.scratch.hidden : nullptr, p.bf16(), p.frame.n_rows, l.shape.n_embd};
   p.check(duet_gpu::head_rows(h, p.q.stream), "head");
   if (!logits) return;
-  Products product{};
-  product.item[0] = {l.matrix(DUETP_T_HEAD), p.scratch.hidden, logits, l.rows[DUETP_T_HEAD], l.columns[DUETP_T_HEAD], Finish::store};
-  product.n = 1;
-  product.used = p.packed.used;
-  product.count_index = 2;
-  product.n_rows = p.frame.n_rows;
-  product.weights = l.weights;
-  p.check(products(product, p.q.stream), "head");
+  p.multiply(l, {{DUETP_T_HEAD, p.scratch.hidden, logits, Finish::store}}, p.frame.n_rows, 2);
 }
 
 duetp_ops make_ops() {

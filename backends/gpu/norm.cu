@@ -1,5 +1,7 @@
 #include "gpu/norm.h"
 
+#include <type_traits>
+
 namespace duet_gpu {
 namespace {
 
@@ -25,8 +27,38 @@ __device__ __forceinline__ void write4(bf16* p, uint32_t i, float4 v) {
   reinterpret_cast<uint2*>(p)[i] = *reinterpret_cast<uint2*>(h);
 }
 
-template <class T, int kVectors>
-__device__ __forceinline__ Row<kVectors> read_row(const T* p, uint32_t n) {  // n in float4
+// A row of an embedding in q8 (kBits 8) or q4 (4), as duet_quantised.h stores it.
+template <int kBits>
+struct Quantised {
+  static constexpr uint32_t kWords = 2 * kBits;  // of a group of 64
+  const uint32_t* words;  // q8: inputs 4 i to 4 i + 3; q4: 8 i to 8 i + 3 in the low halves of the bytes, 8 i + 4 to 8 i + 7 in the high ones
+  const uint16_t *scale, *minimum;  // bf16, of each group of 64
+};
+__device__ __forceinline__ float as_float(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
+__device__ __forceinline__ float4 read4(const Quantised<8>& p, uint32_t i) {
+  const uint32_t q = p.words[i];
+  const float s = as_float(p.scale[i / 16]);
+  return {s * static_cast<int8_t>(q), s * static_cast<int8_t>(q >> 8), s * static_cast<int8_t>(q >> 16), s * static_cast<int8_t>(q >> 24)};
+}
+__device__ __forceinline__ float4 read4(const Quantised<4>& p, uint32_t i) {
+  const uint32_t u = p.words[i / 2] >> i % 2 * 4;
+  const float s = as_float(p.scale[i / 16]), m = as_float(p.minimum[i / 16]);
+  return {s * (u & 15) + m, s * (u >> 8 & 15) + m, s * (u >> 16 & 15) + m, s * (u >> 24 & 15) + m};
+}
+
+// The row of a token, for read_row. T: float, bf16, f16 or Quantised
+template <class T>
+__device__ __forceinline__ auto embedding(const Embed& a, uint64_t token) {
+  if constexpr (std::is_same_v<T, Quantised<8>> || std::is_same_v<T, Quantised<4>>) {
+    const uint64_t groups = (a.width + 63) / 64, at = token * groups;
+    return T{static_cast<const uint32_t*>(a.emb) + at * T::kWords, static_cast<const uint16_t*>(a.scale) + at, a.minimum ? static_cast<const uint16_t*>(a.minimum) + at : nullptr};
+  } else {
+    return static_cast<const T*>(a.emb) + token * a.width;
+  }
+}
+
+template <int kVectors, class P>
+__device__ __forceinline__ Row<kVectors> read_row(P p, uint32_t n) {  // n in float4
   Row<kVectors> r;
 #pragma unroll
   for (int j = 0; j < kVectors; ++j) {
@@ -114,11 +146,11 @@ template <class T, int kVectors>
 __global__ void embed_kernel(Embed a) {
   let_next_start();
   const uint32_t n = a.width / 4;
-  const Row<kVectors> w = read_row<float, kVectors>(a.norm.weight, n), b = read_row<float, kVectors>(a.norm.bias, n);
+  const Row<kVectors> w = read_row<kVectors>(a.norm.weight, n), b = read_row<kVectors>(a.norm.bias, n);
   wait_for_inputs();
   const uint32_t t = blockIdx.x;
   if (t >= static_cast<uint32_t>(a.used[0])) return;
-  const Row<kVectors> row = read_row<T, kVectors>(static_cast<const T*>(a.emb) + static_cast<uint64_t>(a.tokens[t]) * a.width, n);
+  const Row<kVectors> row = read_row<kVectors>(embedding<T>(a, static_cast<uint64_t>(a.tokens[t])), n);
   const Scale s = row_scale(row, n, a.norm.epsilon);
   float* x = a.x + static_cast<uint64_t>(t) * a.width;
 #pragma unroll
@@ -148,7 +180,7 @@ __global__ void __launch_bounds__(kFewThreads) shift_mix_few_kernel(ShiftMix a) 
   if (!inside) return;
   const Place place = alone ? Place{slot, 1, 1, 0} : a.places[t];
   const float* x = a.x + static_cast<uint64_t>(t) * a.width;
-  const Row<kVectors> row = read_row<float, kVectors>(x, n), before = place.is_first ? Row<kVectors>{} : read_row<float, kVectors>(x - a.width, n);
+  const Row<kVectors> row = read_row<kVectors>(x, n), before = place.is_first ? Row<kVectors>{} : read_row<kVectors>(x - a.width, n);
   float* state = place.slot < 0 ? nullptr : a.state + static_cast<uint64_t>(place.slot) * a.slot_stride;
   float4 y{}, y_prev{};
   if (i < n) {
@@ -174,24 +206,24 @@ template <class T, int kVectors, int kMixes>
 __global__ void __launch_bounds__(kVectors == 4 ? 512 : 1024) shift_mix_many_kernel(ShiftMix a) {
   let_next_start();
   const uint32_t n = a.width / 4;
-  const Row<kVectors> w = read_row<float, kVectors>(a.norm.weight, n), b = read_row<float, kVectors>(a.norm.bias, n);
+  const Row<kVectors> w = read_row<kVectors>(a.norm.weight, n), b = read_row<kVectors>(a.norm.bias, n);
   Row<kVectors> mix[kMixes];
 #pragma unroll
-  for (int q = 0; q < kMixes; ++q) mix[q] = read_row<float, kVectors>(a.mix[q], n);
+  for (int q = 0; q < kMixes; ++q) mix[q] = read_row<kVectors>(a.mix[q], n);
   const uint32_t used = static_cast<uint32_t>(a.packed.used[0]), begin = blockIdx.x * kRun, end = min(begin + kRun, used);
   wait_for_inputs();
   Row<kVectors> before{};  // the norm of token t - 1
   for (uint32_t t = begin; t < end; ++t) {
     const Place place = a.places[t];
     const float* x = a.x + static_cast<uint64_t>(t) * a.width;
-    Row<kVectors> row = read_row<float, kVectors>(x, n);
+    Row<kVectors> row = read_row<kVectors>(x, n);
     const bool fetch = t == begin && !place.is_first;
-    const Row<kVectors> other = fetch ? read_row<float, kVectors>(x - a.width, n) : Row<kVectors>{};
+    const Row<kVectors> other = fetch ? read_row<kVectors>(x - a.width, n) : Row<kVectors>{};
     Scale of_row, of_other;
     row_scales(row, other, n, a.norm.epsilon, of_row, of_other);
     __syncthreads();  // the next round writes what this one's sums are read from
     const float* state = place.slot < 0 ? nullptr : a.state + static_cast<uint64_t>(place.slot) * a.slot_stride;
-    if (place.is_first) before = state ? read_row<float, kVectors>(state, n) : Row<kVectors>{};
+    if (place.is_first) before = state ? read_row<kVectors>(state, n) : Row<kVectors>{};
 #pragma unroll
     for (int j = 0; j < kVectors; ++j) {
       const uint32_t i = threadIdx.x + j * blockDim.x;
@@ -210,11 +242,11 @@ template <int kVectors>
 __global__ void keep_last_kernel(ShiftMix a) {
   let_next_start();
   const uint32_t n = a.width / 4;
-  const Row<kVectors> w = read_row<float, kVectors>(a.norm.weight, n), b = read_row<float, kVectors>(a.norm.bias, n);
+  const Row<kVectors> w = read_row<kVectors>(a.norm.weight, n), b = read_row<kVectors>(a.norm.bias, n);
   wait_for_inputs();
   const int32_t s = static_cast<int32_t>(blockIdx.x);
   if (s >= a.packed.used[1] || a.packed.slots[s] < 0 || a.packed.starts[s + 1] == a.packed.starts[s]) return;
-  const Row<kVectors> row = read_row<float, kVectors>(a.x + static_cast<uint64_t>(a.packed.starts[s + 1] - 1) * a.width, n);
+  const Row<kVectors> row = read_row<kVectors>(a.x + static_cast<uint64_t>(a.packed.starts[s + 1] - 1) * a.width, n);
   const Scale scale = row_scale(row, n, a.norm.epsilon);
   float* state = a.state + static_cast<uint64_t>(a.packed.slots[s]) * a.slot_stride;
 #pragma unroll
@@ -226,10 +258,10 @@ template <class T, int kVectors>
 __global__ void head_rows_kernel(HeadRows a) {
   let_next_start();
   const uint32_t n = a.width / 4;
-  const Row<kVectors> w = read_row<float, kVectors>(a.norm.weight, n), b = read_row<float, kVectors>(a.norm.bias, n);
+  const Row<kVectors> w = read_row<kVectors>(a.norm.weight, n), b = read_row<kVectors>(a.norm.bias, n);
   wait_for_inputs();
   if (blockIdx.x >= static_cast<uint32_t>(a.used[2])) return;
-  const Row<kVectors> row = read_row<float, kVectors>(a.x + static_cast<uint64_t>(a.rows[blockIdx.x]) * a.width, n);
+  const Row<kVectors> row = read_row<kVectors>(a.x + static_cast<uint64_t>(a.rows[blockIdx.x]) * a.width, n);
   const Scale s = row_scale(row, n, a.norm.epsilon);
   const uint64_t at = static_cast<uint64_t>(blockIdx.x) * a.width;
 #pragma unroll
@@ -267,7 +299,11 @@ Error place_tokens(const Packed& p, Place* places, Stream stream) {
 Error embed(const Embed& a, Stream stream) {
   return with_block(a.width, a.n_tokens <= 64, [&](auto vectors, uint32_t threads) {
     constexpr int k = decltype(vectors)::value;
-    const auto kernel = a.dtype == DUET_F32 ? embed_kernel<float, k> : a.dtype == DUET_BF16 ? embed_kernel<bf16, k> : embed_kernel<f16, k>;
+    const auto kernel = a.dtype == DUET_F32    ? embed_kernel<float, k>
+                        : a.dtype == DUET_BF16 ? embed_kernel<bf16, k>
+                        : a.dtype == DUET_F16  ? embed_kernel<f16, k>
+                        : a.dtype == DUET_I8   ? embed_kernel<Quantised<8>, k>
+                                               : embed_kernel<Quantised<4>, k>;
     return launch(kernel, dim3(a.n_tokens), dim3(threads), 0, stream, a);
   });
 }

@@ -29,6 +29,7 @@ struct Norm {
 // x = LN(emb[token])
 struct Embed {
   const void* emb;  // [n_vocab, width]
+  const void *scale, *minimum;  // of q8 and q4, in their stored form (duet_quantised.h)
   duet_dtype dtype;
   Norm norm;
   const int32_t *tokens, *used;

@@ -1,7 +1,9 @@
 // Times whole steps of the CUDA plugin through its own ABI, on random weights of the official shapes, beside the read rate that
 // the same run measures:
-//   duet_cuda_step PLUGIN.so [MODELS [BATCHES [PROMPTS [ZEROS]]]]   e.g. 0.1b,7.2b 1,8,32 512,2048 0.9
+//   duet_cuda_step PLUGIN.so [MODELS [BATCHES [PROMPTS [ZEROS [DTYPE]]]]]   e.g. 0.1b,7.2b 1,8,32 512,2048 0.9 q8
 // Every layer has the same weights in its own memory. ZEROS: the share of relu^2 that is zero, 0 to 1; plain random weights give 0.5.
+// DTYPE: bf16, q8 or q4. Quantised weights are random integers under one scale, which is all that speed sees of them; zeros do not
+// matter to it then, and their share is as it comes.
 #include <cuda_runtime.h>
 #include <dlfcn.h>
 
@@ -17,6 +19,7 @@
 #include <vector>
 
 #include "duet_plugin.h"
+#include "duet_quantised.h"
 
 namespace {
 
@@ -68,6 +71,7 @@ uint16_t bf16(float f) {
 // Canonical host tensors of one layer, reused for all.
 class Tensors {
  public:
+  explicit Tensors(duet_dtype dtype) : dtype_(dtype) {}
   void vector(uint32_t id, uint32_t n, float middle, float spread) {
     auto& d = data_[id];
     d.resize(n * 4);
@@ -75,6 +79,7 @@ class Tensors {
     describe(id, DUET_F32, {n});
   }
   void matrix(uint32_t id, uint32_t rows, uint32_t columns, float middle, float spread) {
+    if (duetp_is_quantised(dtype_)) return quantised(id, rows, columns, middle, spread);
     auto& d = data_[id];
     const uint64_t n = uint64_t{rows} * columns;
     d.resize(n * 2);
@@ -87,12 +92,31 @@ class Tensors {
   }
   uint64_t bytes() const {
     uint64_t n = 0;
-    for (const auto& [id, d] : data_) n += id == DUETP_T_EMB ? 0 : d.size();  // the embedding gives one row
+    for (const auto& [id, t] : tensors_) n += id == DUETP_T_EMB ? 0 : bytes_of(id);  // the embedding gives one row
     return n;
   }
-  uint64_t bytes_of(uint32_t id) const { return data_.at(id).size(); }
+  uint64_t bytes_of(uint32_t id) const {
+    const duetp_tensor& t = tensors_.at(id);
+    return t.bytes + t.scale_bytes + t.minimum_bytes;
+  }
 
  private:
+  void quantised(uint32_t id, uint32_t rows, uint32_t columns, float middle, float spread) {
+    auto& d = data_[id];
+    auto &scale = scale_[id], &minimum = minimum_[id];
+    describe(id, dtype_, {rows, columns});
+    duetp_tensor& t = tensors_[id];
+    const duetp_quantised_form form = duetp_form(&t);
+    const bool q8 = dtype_ == DUET_I8;
+    d.resize(form.bytes);
+    for (char& c : d) c = static_cast<char>(uniform() * 127.9f);
+    scale.assign(form.scales, bf16(q8 ? spread / 127 : spread / 7.5f));
+    minimum.assign(q8 ? 0 : form.scales, bf16(middle - spread));
+    t.data = d.data(), t.bytes = form.bytes;
+    t.scale = scale.data(), t.scale_bytes = form.scales * 2;
+    if (!q8) t.minimum = minimum.data(), t.minimum_bytes = form.scales * 2;
+    t.group = DUETP_QUANTISED_GROUP, t.scale_dtype = DUET_BF16;
+  }
   void describe(uint32_t id, duet_dtype dtype, std::vector<uint32_t> dims) {
     duetp_tensor t{};
     t.size = sizeof t;
@@ -105,7 +129,9 @@ class Tensors {
     std::copy(dims.begin(), dims.end(), t.dim);
     tensors_[id] = t;
   }
+  duet_dtype dtype_;
   std::map<uint32_t, std::vector<char>> data_;
+  std::map<uint32_t, std::vector<uint16_t>> scale_, minimum_;
   std::map<uint32_t, duetp_tensor> tensors_;
   const duetp_tensor* table_[DUETP_T_COUNT] = {};
 };
@@ -160,9 +186,12 @@ std::vector<std::string> split(const std::string& s) {
 
 int main(int argc, char** argv) {
   setvbuf(stdout, nullptr, _IOLBF, 0);
-  if (argc < 2) return std::puts("duet_cuda_step PLUGIN.so [MODELS [BATCHES [PROMPTS [ZEROS]]]]"), 2;
+  if (argc < 2) return std::puts("duet_cuda_step PLUGIN.so [MODELS [BATCHES [PROMPTS [ZEROS [DTYPE]]]]]"), 2;
   const auto models = split(argc > 2 ? argv[2] : "0.1b,7.2b"), batches = split(argc > 3 ? argv[3] : "1,8,32,128"), prompts = split(argc > 4 ? argv[4] : "512,2048");
   const double zeros = argc > 5 ? std::atof(argv[5]) : 0.5;
+  const std::string dtype_name = argc > 6 ? argv[6] : "bf16";
+  const duet_dtype dtype = dtype_name == "q8" ? DUET_I8 : dtype_name == "q4" ? DUET_I4 : DUET_BF16;
+  if (dtype == DUET_BF16 && dtype_name != "bf16") return std::printf("no dtype %s: bf16, q8 or q4\n", dtype_name.c_str()), 2;
   void* so = dlopen(argv[1], RTLD_NOW);
   if (!so) return std::printf("%s\n", dlerror()), 1;
   const auto query = reinterpret_cast<duetp_query_fn>(dlsym(so, DUETP_QUERY_NAME));
@@ -177,7 +206,7 @@ int main(int argc, char** argv) {
   const duetp_device* d = nullptr;
   check(plugin->device_open(self, 0, &d), "device_open");
   const double rate = read_rate();
-  std::printf("%s, %s; streaming read %.0f GB/s (data sheet %.0f)\n", info.name, plugin->build, rate / 1e9, info.bytes_per_s / 1e9);
+  std::printf("%s, %s, %s; streaming read %.0f GB/s (data sheet %.0f)\n", info.name, plugin->build, dtype_name.c_str(), rate / 1e9, info.bytes_per_s / 1e9);
 
   for (const std::string& name : models) {
     const Named* m = nullptr;
@@ -195,11 +224,11 @@ int main(int argc, char** argv) {
       desc.shape = &shape;
       desc.tensors = t.table();
       desc.n_tensors = DUETP_T_COUNT;
-      desc.weights = DUET_BF16;
+      desc.weights = dtype;
       check(d->layer_new(d->self, &desc, &layers[index]), "layer_new");
     };
     {
-      Tensors t;
+      Tensors t(dtype);
       for (const uint32_t id : {DUETP_T_LN1_W, DUETP_T_LN2_W, DUETP_T_LN_X_W}) t.vector(id, C, 1, 0.1f);
       for (const uint32_t id : {DUETP_T_LN1_B, DUETP_T_LN_X_B}) t.vector(id, C, 0, 0.1f);
       t.vector(DUETP_T_LN2_B, C, 1, 0);  // with a mean of key's rows below zero, it sets the share of zeros
@@ -222,7 +251,7 @@ int main(int argc, char** argv) {
       value_bytes = t.bytes_of(DUETP_T_FFN_VALUE);
     }
     {
-      Tensors t;
+      Tensors t(dtype);
       for (const uint32_t id : {DUETP_T_LN0_W, DUETP_T_LN_OUT_W}) t.vector(id, C, 1, 0.1f);
       for (const uint32_t id : {DUETP_T_LN0_B, DUETP_T_LN_OUT_B}) t.vector(id, C, 0, 0.1f);
       t.matrix(DUETP_T_EMB, kVocabulary, C, 0, 1);
@@ -293,7 +322,7 @@ int main(int argc, char** argv) {
         const double gemm = 2.0 * n_tokens * m->layers * (12.0 * C * C + 2.0 * C * (m->ranks[0] + m->ranks[1] + m->ranks[2] + m->ranks[3]));
         std::printf("%s prefill %u x %u: %9.0f tok/s, %8.3f ms, products at %.0f TFLOP/s of the whole time\n", m->name, n_seqs, n_tokens / n_seqs, n_tokens / t, t * 1e3, gemm / t / 1e12);
       } else {
-        const double weights = m->layers * (layer_bytes - (n_seqs == 1 ? zeros : 0) * value_bytes) + head_bytes;
+        const double weights = m->layers * (layer_bytes - (n_seqs == 1 && dtype == DUET_BF16 ? zeros : 0) * value_bytes) + head_bytes;
         const double states = 2.0 * 4 * n_seqs * m->layers * (2.0 * C + 1.0 * C * N);
         std::printf("%s decode B=%-4u %9.1f tok/s, %8.1f us a step, %.2f + %.2f GB: %4.0f GB/s = %.1f %% of the read rate\n", m->name, n_seqs, n_seqs / t, t * 1e6, weights / 1e9, states / 1e9,
                     (weights + states) / t / 1e9, 100 * (weights + states) / t / rate);
