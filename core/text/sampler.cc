@@ -34,6 +34,16 @@ Sampler::Sampler(SamplerOptions options) : options_(std::move(options)) {
     if (token < 0) fail(DUET_E_INVALID, "sampler: a bias names token {}; tokens are 0 or more", token);
     if (std::isnan(bias) || bias == kInf) fail(DUET_E_INVALID, "sampler: the bias of token {} is {}; it must be finite, or -inf to ban the token", token, bias);
   }
+  const auto n = options_.tokenizer && keeps_counts() ? static_cast<int32_t>(options_.tokenizer->size()) : 0;
+  for (int32_t token = 1; token < n; ++token)
+    if (is_free(token)) free_.push_back(token);
+}
+
+// Official: digits and blanks may repeat freely. Token 0 and rows without a token have no text, so they count.
+bool Sampler::is_free(int32_t token) const {
+  constexpr std::string_view kFree = " \t0123456789";
+  const Tokenizer* t = options_.tokenizer.get();
+  return t != nullptr && token > 0 && static_cast<uint32_t>(token) < t->size() && kFree.find(t->bytes(token)) != kFree.npos;
 }
 
 void Sampler::adjust(std::span<const float> logits) {
@@ -132,13 +142,9 @@ int32_t Sampler::pick(std::span<const float> logits) {
 void Sampler::accept(int32_t token) {
   if (token < 0) fail(DUET_E_INVALID, "sampler: token {} cannot be accepted; tokens are 0 or more", token);
   ++position_;
-  if (options_.presence == 0 && options_.frequency == 0) return;  // nobody asks for the counts
+  if (!keeps_counts()) return;  // nobody asks for them
   for (auto& [other, count] : count_) count *= options_.decay;
-  // Official: digits and blanks may repeat freely. Token 0 and rows without a token have no text, so they count.
-  constexpr std::string_view kFree = " \t0123456789";
-  const Tokenizer* t = options_.tokenizer.get();
-  const bool is_free = t != nullptr && token > 0 && static_cast<uint32_t>(token) < t->size() && kFree.find(t->bytes(token)) != kFree.npos;
-  count_[token] += is_free ? 0 : 1;
+  count_[token] += is_free(token) ? 0 : 1;
 }
 
 void Sampler::reset() {

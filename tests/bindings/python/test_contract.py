@@ -252,7 +252,7 @@ class PluginTest(unittest.TestCase):
         for place in (".", "duet/plugins-1", "lib/duet/plugins-1"):
             self.plugin("good", place + "/libduet_fake.so")
             with open(os.path.join(self.folder, place, "fake.duet.json"), "w", encoding="ascii") as manifest:
-                manifest.write(f'{{"format": 1, "id": "fake", "library": "libduet_fake.so", "abi": "1.0", "arch": "{os.uname().machine}"}}')
+                manifest.write(f'{{"format": 1, "id": "fake", "library": "libduet_fake.so", "abi": "1.1", "arch": "{os.uname().machine}"}}')
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("DUET_PLUGIN", "XDG_"))}
         environment.update(HOME=self.folder, LD_LIBRARY_PATH=self.folder + ":.")
         program = "import duet; print([p['id'] for p in duet.Library().report()['plugins']])"
