@@ -20,6 +20,26 @@ void check_range(const char* name, float value, float low, float high) {
   fail(DUET_E_INVALID, "sampler: {} is {}; it must be finite", name, value);
 }
 
+// The largest of n numbers, in lanes that a compiler keeps in vectors; -inf where one is NaN or +inf, which adjust() then names.
+float largest(std::span<const float> x) {
+  constexpr size_t kLanes = 16;
+  std::array<float, kLanes> lane;
+  lane.fill(-std::numeric_limits<float>::infinity());
+  std::array<int32_t, kLanes> bad{};
+  size_t i = 0;
+  for (; i + kLanes <= x.size(); i += kLanes)
+    for (size_t j = 0; j < kLanes; ++j) {
+      lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+      bad[j] |= !(x[i + j] < std::numeric_limits<float>::infinity());
+    }
+  for (; i < x.size(); ++i) {
+    lane[0] = std::max(lane[0], x[i]);
+    bad[0] |= !(x[i] < std::numeric_limits<float>::infinity());
+  }
+  if (std::any_of(bad.begin(), bad.end(), [](int32_t b) { return b != 0; })) return -std::numeric_limits<float>::infinity();
+  return *std::max_element(lane.begin(), lane.end());
+}
+
 }  // namespace
 
 Sampler::Sampler(SamplerOptions options) : options_(std::move(options)) {
@@ -104,8 +124,15 @@ Sampler::Rank Sampler::last_kept() {
 }
 
 void Sampler::keep(std::span<const float> logits) {
-  adjust(logits);
   kept_.clear();
+  if (options_.temperature == 0 && options_.bias.empty() && count_.empty()) {  // nothing is added: no logit need be copied
+    if (const float max = largest(logits); max > -kInf) {
+      kept_.push_back({static_cast<int32_t>(std::find(logits.begin(), logits.end(), max) - logits.begin()), 1});
+      total_ = 1;
+      return;
+    }
+  }
+  adjust(logits);
   if (options_.temperature == 0) {
     kept_.push_back({static_cast<int32_t>(std::find(logits_.begin(), logits_.end(), max_) - logits_.begin()), 1});
     total_ = 1;
