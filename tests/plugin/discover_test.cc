@@ -69,7 +69,7 @@ TEST_CASE("relative names are refused, missing ones are named, bare libraries ar
 
 TEST_CASE("the first of two with one id wins, and the report says so") {
   const Scene scene;
-  const std::string first = scene.plugin("good", "a"), second = scene.plugin("newer_minor", "b", "1.7");
+  const std::string first = scene.plugin("good", "a"), second = scene.plugin("newer_minor", "b", "1.8");
   World world(scene.path("a") + ":" + scene.path("b"));
   const Json report = world.report();
   CHECK(report[1]["taken"] == true);

@@ -24,7 +24,7 @@ struct Case {
 const Case kCases[] = {
     {"good", true, ""},
     {"older_minor", true, ""},
-    {"newer_minor", true, "", "1.7"},
+    {"newer_minor", true, "", "1.8"},
     {"step_only", true, ""},
     {"refuses", true, ""},
     {"stage_fails", true, ""},
