@@ -230,7 +230,7 @@ enum {
 /* How the next token of a row is drawn. Keeps its size: it stands in arrays. Since 1.1. */
 typedef struct duetp_sample_row {
   float temperature, top_p, min_p, presence, frequency, decay; /* as in duet_sampler_options */
-  uint32_t top_k;
+  uint32_t top_k;       /* the same */
   uint32_t n_entries;   /* of the row; a token that is drawn first is appended, where presence or frequency is not 0 */
   uint32_t first_entry; /* in the array of entries, which has room behind them for one for each token that will be drawn */
   uint32_t next;        /* where in the history the token goes; one more afterwards */
@@ -241,8 +241,8 @@ typedef struct duetp_sample_entry {
   double bias;  /* logit += bias; -INFINITY bans the token */
   double count; /* below 0: never drawn. Else logit -= presence + count * frequency. When a token was drawn: all counts of 0 or more
                    are multiplied by decay, then its own, 0 if it was below, rises by 1, or by 0 if it is free */
-  int32_t token;
-  uint32_t is_free;
+  int32_t token;    /* in [0,V) */
+  uint32_t is_free; /* its count does not rise */
 } duetp_sample_entry;
 /* What stands in the history for a row that has no token to draw: all logits are -inf, or (LOGIT - i) that of token i, the first
  * such, is NaN or +inf before the bias. frame.tokens then gets token 0, and the row is not specified any more. Since 1.1. */
