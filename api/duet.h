@@ -42,7 +42,7 @@ extern "C" {
 #define DUET_INIT(T) ((T){.size = (uint32_t)sizeof(T)})
 #endif
 
-#define DUET_API_VERSION 0x00010002u /* the header you compiled against: major << 16 | minor */
+#define DUET_API_VERSION 0x00010003u /* the header you compiled against: major << 16 | minor */
 DUET_API uint32_t duet_api_version(void);             /* the library you run against */
 DUET_API const char* duet_version_string(void);       /* "0.1.0 (gcc 12.2.0, x86_64)", for bug reports; never NULL */
 DUET_API const char* duet_status_name(duet_status s); /* "DUET_E_ABI"; "DUET_E_UNKNOWN" for others; never NULL */
@@ -317,17 +317,34 @@ typedef struct duet_generate_options {
   void* user;                  /* given to both */
   const volatile int32_t* cancel; /* set non-zero from any thread or signal handler: DUET_E_CANCELLED */
 } duet_generate_options;
-/* What duet_generate did. */
+/* What duet_generate did, and duet_generate_batch for one sequence. */
 typedef struct duet_generate_result {
   uint32_t size;
   uint32_t finish;          /* DUET_FINISH_* */
   uint64_t n_prompt, n_new; /* tokens read, tokens drawn (a stop token included) */
-  double prompt_s, new_s;   /* seconds */
+  double prompt_s, new_s;   /* seconds; of prompts that are read together, until this one was */
+  duet_status status;       /* DUET_OK, or how it ended without a finish: DUET_E_CANCELLED, _NUMERIC. Since 1.3 */
+  uint32_t reserved;
 } duet_generate_result;
 /* Reads the prompt in the session's mode, then draws tokens recurrently. The slot ends after the last token but one drawn:
  * feed the last to go on. An empty prompt is DUET_E_INVALID: begin a text with token 0. out_result may be NULL; it is
  * filled on DUET_E_CANCELLED too. Errors: DUET_E_CANCELLED, and those of duet_forward and duet_sampler_pick. */
 DUET_API duet_status duet_generate(duet_session* session, duet_state* state, uint32_t slot, duet_sampler* sampler, const int32_t* prompt, size_t n, const duet_generate_options* options, duet_generate_result* out_result);
+/* The sequences of duet_generate_batch. Since 1.3. */
+typedef struct duet_prompts {
+  uint32_t size;
+  uint32_t n_seqs;               /* sequences; 0 generates nothing */
+  const int32_t* tokens;         /* packed: the prompt of sequence 0, then of sequence 1, ... */
+  const uint32_t* lengths;       /* [n_seqs], each 1 or more */
+  const uint32_t* slots;         /* [n_seqs], distinct slots of the state; NULL = 0, 1, 2 ... */
+  duet_sampler* const* samplers; /* [n_seqs], distinct */
+  const duet_generate_options* const* options; /* [n_seqs], each may be NULL; NULL = defaults for all */
+} duet_prompts;
+/* duet_generate for many sequences at once: prompts are read together, then a token of every sequence is drawn in each step. One
+ * that ends drops out, and the others go on. Callbacks of one sequence come in order; those of several are mixed. out_results
+ * [n_seqs], or NULL; each may be NULL; also filled when sequences were cancelled or had no logits to draw from. The status is then
+ * that of the first such. The slot of one with DUET_E_NUMERIC is undefined. Errors: as duet_generate. Since 1.3. */
+DUET_API duet_status duet_generate_batch(duet_session* session, duet_state* state, const duet_prompts* prompts, duet_generate_result* const* out_results);
 #ifdef __cplusplus
 }
 #endif

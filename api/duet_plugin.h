@@ -28,7 +28,7 @@
 extern "C" {
 #endif
 #define DUETP_MAJOR 1u /* of the version that this header describes: what breaks plugins raises it */
-#define DUETP_MINOR 0u /* what is appended raises it */
+#define DUETP_MINOR 1u /* what is appended raises it */
 /* Both in one number: major << 16 | minor. */
 #define DUETP_ABI ((DUETP_MAJOR << 16) | DUETP_MINOR)
 
@@ -217,6 +217,37 @@ enum { DUETP_CHANNEL_MIX_X = 0 };
 enum { DUETP_HEAD_IN_X = 0 };
 enum { DUETP_HEAD_OUT_HIDDEN = 0, DUETP_HEAD_OUT_LOGITS };
 
+/* sample, for each entry of frame.rows: logits [n_rows,V] f32 -> the next token, by the order of docs/mathematics.md, sampling,
+ * in f64. The token goes to frame.tokens[frame.rows[i]], where the next embed reads it, and into the history. Sums may be
+ * taken in another order than the host's; the same run gives the same bits. Uses the block n_layer, for V, which is at most 2^24.
+ * Parameters, counters and counts are in device memory, so that a recording stays valid. Since 1.1. */
+enum { DUETP_SAMPLE_IN_LOGITS = 0 };
+enum {
+  DUETP_SAMPLE_OUT_ROWS = 0, /* duetp_sample_row [n_rows], read and written */
+  DUETP_SAMPLE_OUT_ENTRIES,  /* duetp_sample_entry, read and written */
+  DUETP_SAMPLE_OUT_HISTORY   /* i32, written at duetp_sample_row.next */
+};
+/* How the next token of a row is drawn. Keeps its size: it stands in arrays. Since 1.1. */
+typedef struct duetp_sample_row {
+  float temperature, top_p, min_p, presence, frequency, decay; /* as in duet_sampler_options */
+  uint32_t top_k;       /* the same */
+  uint32_t n_entries;   /* of the row; a token that is drawn first is appended, where presence or frequency is not 0 */
+  uint32_t first_entry; /* in the array of entries, which has room behind them for one for each token that will be drawn */
+  uint32_t next;        /* where in the history the token goes; one more afterwards */
+  uint64_t seed, sequence, position; /* u = counter_uniform(seed, sequence, position); position is one more afterwards */
+} duetp_sample_row;
+/* What is added to the logit of one token of a row; each token stands there once at most. Keeps its size. Since 1.1. */
+typedef struct duetp_sample_entry {
+  double bias;  /* logit += bias; -INFINITY bans the token */
+  double count; /* below 0: never drawn. Else logit -= presence + count * frequency. When a token was drawn: all counts of 0 or more
+                   are multiplied by decay, then its own, 0 if it was below, rises by 1, or by 0 if it is free */
+  int32_t token;    /* in [0,V) */
+  uint32_t is_free; /* its count does not rise */
+} duetp_sample_entry;
+/* What stands in the history for a row that has no token to draw: all logits are -inf, or (LOGIT - i) that of token i, the first
+ * such, is NaN or +inf before the bias. frame.tokens then gets token 0, and the row is not specified any more. Since 1.1. */
+enum { DUETP_SAMPLE_NONE = -1, DUETP_SAMPLE_LOGIT = -2 };
+
 /* rung 2: layers first_layer .. +n_layer; rung 3: embed, all layers, head. Same meaning as the stages in order. */
 typedef struct duetp_step {
   uint32_t size, first_layer, n_layer; /* rung 3: 0 and L */
@@ -240,7 +271,7 @@ typedef struct duetp_ops {
   duetp_stage_fn embed, shift_mix, linear, lowrank, wkv_prepare, wkv, norm_gate, channel_mix, head;
   /* rung 2, rung 3 */
   duetp_step_fn layers, step;
-  /* logits rows -> next tokens on the device: parameters, counters and penalty tables in device memory. Optional. */
+  /* logits rows -> next tokens on the device. Optional; of use where logits would have to travel to the host. */
   duetp_stage_fn sample;
   /* training: the mirror of rung 1, all optional together */
   duetp_stage_fn embed_bwd, shift_mix_bwd, linear_bwd, lowrank_bwd, wkv_prepare_bwd, wkv_bwd, norm_gate_bwd, channel_mix_bwd, head_bwd, adam;

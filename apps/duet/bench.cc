@@ -85,18 +85,40 @@ double time_prompt(duet_model* model, const Wanted& w, uint32_t n_tokens, uint32
   return median(times);
 }
 
-// Steps of one token for each of `batch` sequences in recurrent mode, with logits, without sampling.
+// Greedy generation of `batch` sequences: seconds a step, of recurrent mode, from the first token of each on.
 double time_generation(duet_model* model, const Wanted& w, uint32_t batch, uint32_t n_vocab) {
-  const std::vector<int32_t> tokens = random_tokens(size_t{w.gen_tokens} * batch, n_vocab);
+  const std::vector<int32_t> tokens = random_tokens(batch, n_vocab);
+  const std::vector<uint32_t> lengths(batch, 1);
   const Session session = open_session(model, DUET_MODE_RECURRENT);
   const State state = make<State>(duet_state_create, model, batch, nullptr);
-  forward(session.get(), state.get(), tokens.data(), batch, nullptr);  // warms up
+  auto greedy = DUET_INIT(duet_sampler_options);
+  check(duet_sampler_options_default(&greedy));
+  greedy.temperature = 0;
+  std::vector<Sampler> samplers;
+  std::vector<duet_sampler*> handles;
+  for (uint32_t i = 0; i < batch; ++i) handles.push_back(samplers.emplace_back(make<Sampler>(duet_sampler_create, &greedy)).get());
+  auto options = DUET_INIT(duet_generate_options);
+  const int32_t no_stop = 0;
+  options.stops = &no_stop;  // of length 0
+  const std::vector<const duet_generate_options*> of_each(batch, &options);
+  std::vector<duet_generate_result> results(batch, DUET_INIT(duet_generate_result));
+  std::vector<duet_generate_result*> out;
+  for (duet_generate_result& r : results) out.push_back(&r);
+  auto prompts = DUET_INIT(duet_prompts);
+  prompts.n_seqs = batch;
+  prompts.tokens = tokens.data();
+  prompts.lengths = lengths.data();
+  prompts.samplers = handles.data();
+  prompts.options = of_each.data();
+  const auto seconds = [&](uint32_t n_steps) {
+    options.max_tokens = n_steps + 1;  // the first comes from the prompt
+    check(duet_generate_batch(session.get(), state.get(), &prompts, out.data()));
+    check_interrupted();
+    return results.back().new_s / n_steps;  // whose prompt was read last
+  };
+  (void)seconds(1);  // warms up
   std::vector<double> times;
-  for (uint32_t i = 0; i < w.repeat; ++i) {
-    const double begin = seconds_now();
-    for (uint32_t step = 0; step < w.gen_tokens; ++step) forward(session.get(), state.get(), tokens.data() + size_t{step} * batch, batch, nullptr);
-    times.push_back((seconds_now() - begin) / w.gen_tokens);
-  }
+  for (uint32_t i = 0; i < w.repeat; ++i) times.push_back(seconds(w.gen_tokens));
   return median(times);
 }
 
@@ -178,7 +200,7 @@ std::string as_text(const Figures& f, const duet_model_info& m, const std::strin
   out += fmt::format("one token     reads {} of weights\n", bytes_text(m.bytes_per_token));
   out += "\nprompt, parallel mode\n  tokens       tok/s         s\n";
   for (const PromptSpeed& p : f.prompts) out += fmt::format("{:8} {:11.1f} {:9.4f}\n", p.tokens, p.tokens / p.seconds, p.seconds);
-  out += "\ngeneration, recurrent mode\n   batch       tok/s   ms/step      GB/s  of the memory's\n";
+  out += "\ngeneration, recurrent mode, greedy\n   batch       tok/s   ms/step      GB/s  of the memory's\n";
   for (const GenerationSpeed& g : f.generations) {
     const double read = static_cast<double>(m.bytes_per_token) / g.seconds_per_step;
     out += fmt::format("{:8} {:11.1f} {:9.3f} {:9.1f} {:>8}\n", g.batch, g.batch / g.seconds_per_step, 1e3 * g.seconds_per_step, read / 1e9,
@@ -194,7 +216,7 @@ void run_bench(const Arguments& arguments) {
   ModelOptions model_options;
   LibraryOptions library_options;
   Options options("bench", "[--model M | --shape SHAPE] [OPTIONS]",
-                  "Measures reading prompts (parallel mode, logits of the last token) and generating (recurrent mode, without sampling),\n"
+                  "Measures reading prompts (parallel mode, logits of the last token) and generating (recurrent mode, greedy sampling),\n"
                   "loading, the first token, memory, and the memory's streaming speed, which bounds generation.");
   model_options.declare(options);
   options.text("shape", "SHAPE", w.shape, "0.1b, 0.4b, 1.5b, 2.9b or 7.2b: random weights in the shape of a released model, no file")

@@ -45,7 +45,7 @@ struct duetp_queue {
   duet_cuda::Device& device;
   cudaStream_t stream = nullptr;
   bool recorded = false;  // ever: then recordings may name outgrown memory
-  std::vector<duet_cuda::Memory> scratch, tickets, parts, rounded, resident;  // the last of each is in use
+  std::vector<duet_cuda::Memory> scratch, tickets, parts, rounded, resident, sampling;  // the last of each is in use
   std::unique_ptr<duet_cuda::Pinned> up, down;
   uint64_t up_used = 0, down_used = 0;
   struct Download {
@@ -67,6 +67,7 @@ struct duetp_queue {
   char* reserve_parts(uint64_t bytes) { return grow(parts, bytes, "scratch memory of a product"); }
   char* reserve_rounded(uint64_t bytes) { return grow(rounded, bytes, "rounded inputs of a product"); }  // where weights are quantised
   char* reserve_resident(uint64_t bytes) { return grow(resident, bytes, "what the blocks of layers tell each other"); }
+  char* reserve_sampling(uint64_t bytes) { return grow(sampling, bytes, "scratch memory of sampling"); }
 
  private:
   char* grow(std::vector<duet_cuda::Memory>& m, uint64_t bytes, const char* what);

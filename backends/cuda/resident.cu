@@ -30,10 +30,7 @@ using duet_gpu::Error;
 
 constexpr uint32_t kWarps = 16, kWorkers = 32 * kWarps, kThreads = kWorkers + 32;
 constexpr uint32_t kStages = 11, kStageBytes = 16 << 10;
-#ifndef KUNDER
-#define KUNDER 4
-#endif
-constexpr uint32_t kUnderWay = KUNDER;             // stages whose copies have not ended
+constexpr uint32_t kUnderWay = 4;             // stages whose copies have not ended
 constexpr uint32_t kPairs = 4;                // of columns, of a thread
 constexpr uint32_t kMaxWidth = 2 * kPairs * kWorkers;
 constexpr uint32_t kMaxLayers = 128;

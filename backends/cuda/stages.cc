@@ -1,4 +1,5 @@
 // Rung 1: each stage by itself.
+#include "gpu/sample.h"
 #include "pass.h"
 
 namespace duet_cuda {
@@ -93,6 +94,25 @@ void head(const Pass& p, const duetp_stage& a) {
   p.multiply(l, {{DUETP_T_HEAD, p.scratch.hidden, logits, Finish::store}}, p.frame.n_rows, 2);
 }
 
+// Needs nothing of a pass but its rows.
+duet_status sample(void* self, duetp_queue* q, const duetp_stage* a) {
+  return guarded(self, [&](Device& d) {
+    const duetp_frame& f = *a->frame;
+    const uint32_t V = a->layer->shape.n_vocab;
+    const duet_gpu::Sample s{in(*a, DUETP_SAMPLE_IN_LOGITS),
+                             out<duetp_sample_row>(*a, DUETP_SAMPLE_OUT_ROWS),
+                             out<duetp_sample_entry>(*a, DUETP_SAMPLE_OUT_ENTRIES),
+                             out<int32_t>(*a, DUETP_SAMPLE_OUT_HISTORY),
+                             pointer<int32_t>(f.tokens),
+                             pointer<int32_t>(f.rows),
+                             pointer<int32_t>(f.used),
+                             f.n_rows,
+                             V,
+                             q->reserve_sampling(duet_gpu::sample_scratch_bytes(f.n_rows, V))};
+    d.check(duet_gpu::sample(s, q->stream), "sample");
+  });
+}
+
 duetp_ops make_ops() {
   duetp_ops o{};
   o.size = sizeof o;
@@ -106,6 +126,7 @@ duetp_ops make_ops() {
   o.channel_mix = stage<channel_mix>;
   o.head = stage<head>;
   o.layers = run_layers;
+  o.sample = sample;
   return o;
 }
 

@@ -29,7 +29,7 @@ using f16 = __half;
 // Dependent launch. Where the hardware has it, a kernel may start while the one before it in the stream still runs:
 //  - every thread of every kernel calls wait_for_inputs() before it touches memory that any earlier kernel writes or reads,
 //    also the threads that then have nothing to do: what comes after counts on it. Before it may be read: weights, and what
-//    copies have brought before the first kernel (used, starts, slots, tokens, rows);
+//    copies have brought before the first kernel (used, starts, slots, rows; not tokens, which sample writes);
 //  - let_next_start() lets the next kernel come as soon as this one leaves room for it. Call it first.
 __device__ __forceinline__ void let_next_start() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -1,4 +1,4 @@
-/* What the three files of the reference backend share. */
+/* What the files of the reference backend share. */
 #ifndef DUET_REFERENCE_H
 #define DUET_REFERENCE_H
 #include "duet_host_memory.h"
@@ -6,6 +6,8 @@
 extern const duetp_plugin duet_reference_plugin; /* built in: no exported symbol, no manifest */
 extern const duetp_ops duet_reference_ops;       /* stages.c */
 extern const duetp_device duet_reference_memory; /* memory.c: every memory slot; self = struct reference* */
+
+duet_status duet_reference_sample(void* self, duetp_queue* q, const duetp_stage* a); /* sample.c */
 
 /* The `self` of plugin and device. A plugin made of this one may replace device.ops between open and device_open. */
 struct reference {

@@ -259,4 +259,5 @@ const duetp_ops duet_reference_ops = {
     .norm_gate = norm_gate,
     .channel_mix = channel_mix,
     .head = head,
+    .sample = duet_reference_sample,
 };

@@ -129,6 +129,10 @@ void forward_head(const Pass& p, const duetp_frame& rows, duetp_ref hidden, duet
   Call(p, p.model.shape().n_layer).rows(rows).in({p.act.x}).out({hidden, logits}).run(p.model.device().head);
 }
 
+void forward_sample(const Pass& p, const duetp_frame& rows, duetp_ref logits, duetp_ref draw_rows, duetp_ref entries, duetp_ref history) {
+  Call(p, p.model.shape().n_layer).rows(rows).in({logits}).out({draw_rows, entries, history}).run(p.model.device().sample);
+}
+
 void forward_step(const Pass& p, const duetp_frame& rows, duetp_ref hidden, duetp_ref logits) {
   const Device& d = p.model.device();
   duetp_step s = step(p, rows);

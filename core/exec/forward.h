@@ -33,7 +33,9 @@ struct Pass {
 void forward_layers(const Pass& pass);
 // x at rows.rows -> hidden and logits; either may be none
 void forward_head(const Pass& pass, const duetp_frame& rows, duetp_ref hidden, duetp_ref logits);
-// Both of the above as one rung-3 step, on a device that has it.
+// logits of rows.rows -> tokens, with what exec/draws.h makes in device memory
+void forward_sample(const Pass& pass, const duetp_frame& rows, duetp_ref logits, duetp_ref draw_rows, duetp_ref entries, duetp_ref history);
+// Layers and head as one rung-3 step, on a device that has it.
 void forward_step(const Pass& pass, const duetp_frame& rows, duetp_ref hidden, duetp_ref logits);
 
 }  // namespace duet

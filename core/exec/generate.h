@@ -1,4 +1,4 @@
-// The loop that everybody writes, written once: read a prompt, draw tokens, stream whole characters, stop.
+// The loop that everybody writes, written once: read prompts, draw tokens, stream whole characters, stop.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -19,8 +19,18 @@ struct GenerateOptions {
   const volatile int32_t* cancel = nullptr;
 };
 
-// Fills `result` as far as it came, also when it throws DUET_E_CANCELLED.
-void generate(Session& session, const std::shared_ptr<State>& state, uint32_t slot, Sampler& sampler, std::span<const int32_t> prompt,
-              const GenerateOptions& options, duet_generate_result& result);
+// One text that is generated, beside others.
+struct Generation {
+  uint32_t slot;
+  Sampler* sampler;
+  std::span<const int32_t> prompt;  // at least one token
+  GenerateOptions options;
+  duet_generate_result result{};  // result.status: how it ended, where that is no finish
+  std::string failure{};          // the sentence of result.status
+};
+
+// Slots and samplers are distinct. A generation that ends leaves the others as they are; one that is cancelled, or whose logits
+// are no numbers, has it in its status. Throws what ends all of them: then results are as far as they came.
+void generate(Session& session, const std::shared_ptr<State>& state, std::span<Generation> generations);
 
 }  // namespace duet

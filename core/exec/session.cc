@@ -46,8 +46,14 @@ struct Session::Run {
 struct Session::Recording {
   std::weak_ptr<State> state;
   uint32_t n_tokens, n_rows;
-  bool logits, hidden;
-  duetp_record* record;
+  bool logits, hidden, draws;
+  duetp_record* record = nullptr;
+};
+
+struct Session::Packed {
+  duetp_frame frame;                // of the layers: no rows
+  std::vector<duetp_frame> blocks;  // of at most kRowBlock rows each
+  std::vector<uint32_t> row_index, token_index;  // in the batch's output; in the batch
 };
 
 Session::Session(std::shared_ptr<Model> model, duet_mode mode, uint32_t max_tokens)
@@ -59,7 +65,7 @@ Session::Session(std::shared_ptr<Model> model, duet_mode mode, uint32_t max_toke
 
 Session::~Session() {
   drop_recordings();
-  for (duetp_buffer** b : {&arena_, &frame_, &head_}) free_buffer(*b);
+  for (duetp_buffer** b : {&arena_, &frame_, &head_, &draws_}) free_buffer(*b);
   device_.table.queue_free(device_.memory_self, queue_);
 }
 
@@ -119,8 +125,8 @@ void Session::enqueue(const Pass& pass, const duetp_frame& block, const Rows& ro
   if (block.n_rows > 0) forward_head(pass, block, hidden, logits);
 }
 
-// Layers and one block of rows as one recorded piece of work, recorded on first use.
-void Session::replay(const std::shared_ptr<State>& state, const Pass& pass, const duetp_frame& block, const Rows& rows) {
+// Runs what enqueue() enqueues as one recorded piece of work, recorded on first use.
+void Session::replay(const Recording& wanted, const std::function<void()>& enqueue) {
   const duetp_device& t = device_.table;
   std::erase_if(recordings_, [&](const Recording& r) {
     const bool gone = r.state.expired();
@@ -128,7 +134,8 @@ void Session::replay(const std::shared_ptr<State>& state, const Pass& pass, cons
     return gone;
   });
   const auto same = [&](const Recording& r) {
-    return r.state.lock() == state && r.n_tokens == pass.frame.n_tokens && r.n_rows == block.n_rows && r.logits == rows.logits && r.hidden == rows.hidden;
+    return r.state.lock() == wanted.state.lock() && r.n_tokens == wanted.n_tokens && r.n_rows == wanted.n_rows && r.logits == wanted.logits && r.hidden == wanted.hidden &&
+           r.draws == wanted.draws;
   };
   auto found = std::find_if(recordings_.begin(), recordings_.end(), same);
   if (found == recordings_.end()) {
@@ -137,19 +144,23 @@ void Session::replay(const std::shared_ptr<State>& state, const Pass& pass, cons
       recordings_.erase(recordings_.begin());
     }
     recordings_.reserve(kMaxRecordings);
-    duetp_record* record = nullptr;
+    Recording made = wanted;
     check_plugin(device_, t.record_begin(device_.memory_self, queue_));
     try {
-      enqueue(pass, block, rows);
+      enqueue();
     } catch (...) {  // the queue must not stay in recording
-      if (t.record_end(device_.memory_self, queue_, &record) == DUET_OK) t.record_free(device_.memory_self, record);
+      if (t.record_end(device_.memory_self, queue_, &made.record) == DUET_OK) t.record_free(device_.memory_self, made.record);
       throw;
     }
-    check_plugin(device_, t.record_end(device_.memory_self, queue_, &record));
-    recordings_.push_back({state, pass.frame.n_tokens, block.n_rows, rows.logits, rows.hidden, record});
+    check_plugin(device_, t.record_end(device_.memory_self, queue_, &made.record));
+    recordings_.push_back(made);
     found = recordings_.end() - 1;
   }
   check_plugin(device_, t.record_run(device_.memory_self, queue_, found->record));
+}
+
+void Session::upload(duetp_ref to, const void* from, uint64_t bytes) {
+  if (bytes > 0) check_plugin(device_, device_.table.upload(device_.memory_self, queue_, to, from, bytes));
 }
 
 // The block of rows that the head has written: where the device has them, if the host can read that, else downloaded.
@@ -170,65 +181,74 @@ void Session::take_rows(std::span<const uint32_t> index, const Rows& rows) {
   for (size_t i = 0; i < index.size(); ++i) rows.take(index[i], hidden ? hidden + i * C : nullptr, logits ? logits + i * V : nullptr);
 }
 
-void Session::run_pass(const std::shared_ptr<State>& state, std::span<const Run> runs, duet_mode mode, const Rows& rows) {
+// Uploads the frame of a pass, for which there must be room.
+Session::Packed Session::pack(std::span<const Run> runs) {
+  Packed p;
   uint32_t n_tokens = 0, max_len = 0;
-  std::vector<uint32_t> row_token, row_index, token_index;  // within the pass; within the batch's output; within the batch
-  for (const Run& r : runs) {
-    for (uint32_t i = 0; rows.take_v_first && i < r.n; ++i) token_index.push_back(r.token_index + i);
-    if (r.row_index && r.all_rows)
-      for (uint32_t i = 0; i < r.n; ++i) row_token.push_back(n_tokens + i), row_index.push_back(*r.row_index + i);
-    if (r.row_index && !r.all_rows) row_token.push_back(n_tokens + r.n - 1), row_index.push_back(*r.row_index);
-    n_tokens += r.n;
-    max_len = std::max(max_len, r.n);
-  }
-  const auto n_seqs = static_cast<uint32_t>(runs.size()), n_rows = static_cast<uint32_t>(row_token.size());
-  reserve(n_tokens, n_rows, rows);
-
   const FrameLayout at(token_capacity_);
   const auto ref = [&](uint32_t word) { return duetp_ref{frame_, uint64_t{word} * sizeof(int32_t), 0, 0}; };
   int32_t* w = staging_.data();
-  uint32_t token = 0;
+  uint32_t n_rows = 0;
+  const auto row = [&](uint32_t token, uint32_t index) {
+    w[at.rows + n_rows++] = static_cast<int32_t>(token);
+    p.row_index.push_back(index);
+  };
+  const auto n_seqs = static_cast<uint32_t>(runs.size());
   for (uint32_t s = 0; s < n_seqs; ++s) {
-    w[at.starts + s] = static_cast<int32_t>(token);
-    w[at.slots + s] = static_cast<int32_t>(runs[s].slot);
-    std::copy_n(runs[s].tokens, runs[s].n, w + at.tokens + token);
-    token += runs[s].n;
+    const Run& r = runs[s];
+    w[at.starts + s] = static_cast<int32_t>(n_tokens);
+    w[at.slots + s] = static_cast<int32_t>(r.slot);
+    std::copy_n(r.tokens, r.n, w + at.tokens + n_tokens);
+    for (uint32_t i = 0; i < r.n; ++i) p.token_index.push_back(r.token_index + i);
+    if (r.row_index && r.all_rows)
+      for (uint32_t i = 0; i < r.n; ++i) row(n_tokens + i, *r.row_index + i);
+    if (r.row_index && !r.all_rows) row(n_tokens + r.n - 1, *r.row_index);
+    n_tokens += r.n;
+    max_len = std::max(max_len, r.n);
   }
   w[at.starts + n_seqs] = static_cast<int32_t>(n_tokens);
-  std::copy(row_token.begin(), row_token.end(), w + at.rows);
   const auto use = [&](uint32_t block, uint32_t n) {  // used of the layers' frame (block 0) or of a block of rows
     w[at.used + 16 * block] = static_cast<int32_t>(n_tokens);
     w[at.used + 16 * block + 1] = static_cast<int32_t>(n_seqs);
     w[at.used + 16 * block + 2] = static_cast<int32_t>(n);
   };
-  duetp_frame frame{sizeof(duetp_frame), n_tokens, n_seqs, 0, max_len, ref(at.used), ref(at.tokens), ref(at.starts), ref(at.slots), ref(at.rows)};
+  p.frame = {sizeof(duetp_frame), n_tokens, n_seqs, 0, max_len, ref(at.used), ref(at.tokens), ref(at.starts), ref(at.slots), ref(at.rows)};
   use(0, 0);
-  std::vector<duetp_frame> blocks;
   for (uint32_t first = 0; first < n_rows; first += kRowBlock) {
-    duetp_frame block = frame;
+    duetp_frame block = p.frame;
     block.n_rows = std::min(kRowBlock, n_rows - first);
     block.used = ref(at.used + 16 * (1 + first / kRowBlock));
     block.rows = ref(at.rows + first);
     use(1 + first / kRowBlock, block.n_rows);
-    blocks.push_back(block);
+    p.blocks.push_back(block);
   }
-  const auto upload = [&](uint32_t part, uint32_t n) {  // a long pass of the past leaves long parts
-    if (n > 0) check_plugin(device_, device_.table.upload(device_.memory_self, queue_, ref(part), w + part, n * sizeof(int32_t)));
-  };
+  const auto upload_part = [&](uint32_t part, uint32_t n) { upload(ref(part), w + part, n * sizeof(int32_t)); };  // a long pass of the past leaves long parts
   if (at.size <= kSmallFrame) {
-    upload(0, at.size);
+    upload_part(0, at.size);
   } else {
-    upload(at.used, 16 * (1 + row_blocks(n_rows)));
-    upload(at.tokens, n_tokens);
-    upload(at.starts, n_seqs + 1);
-    upload(at.slots, n_seqs);
-    upload(at.rows, n_rows);
+    upload_part(at.used, 16 * (1 + row_blocks(n_rows)));
+    upload_part(at.tokens, n_tokens);
+    upload_part(at.starts, n_seqs + 1);
+    upload_part(at.slots, n_seqs);
+    upload_part(at.rows, n_rows);
   }
+  return p;
+}
 
-  const Pass pass{*model_, queue_, frame, state->device_state(), mode, act_};
-  const duetp_frame& first_block = blocks.empty() ? frame : blocks[0];
+void Session::run_pass(const std::shared_ptr<State>& state, std::span<const Run> runs, duet_mode mode, const Rows& rows) {
+  uint32_t n_tokens = 0, n_rows = 0;
+  for (const Run& r : runs) {
+    n_tokens += r.n;
+    if (r.row_index) n_rows += r.all_rows ? r.n : 1;
+  }
+  reserve(n_tokens, n_rows, rows);
+  const Packed p = pack(runs);
+  const std::vector<duetp_frame>& blocks = p.blocks;
+
+  const Pass pass{*model_, queue_, p.frame, state->device_state(), mode, act_};
+  const duetp_frame& first_block = blocks.empty() ? p.frame : blocks[0];
   if (mode == DUET_MODE_RECURRENT && device_.records() && blocks.size() <= 1)
-    replay(state, pass, first_block, rows);
+    replay({state, n_tokens, n_rows, rows.logits, rows.hidden, false}, [&] { enqueue(pass, first_block, rows); });
   else
     enqueue(pass, first_block, rows);
   if (rows.take_v_first) {
@@ -236,11 +256,11 @@ void Session::run_pass(const std::shared_ptr<State>& state, std::span<const Run>
     v_first_.resize(n_tokens * C);
     check_plugin(device_, device_.table.download(device_.memory_self, queue_, v_first_.data(), act_.v_first, v_first_.size() * sizeof(float)));
     wait();
-    for (uint32_t t = 0; t < n_tokens; ++t) rows.take_v_first(token_index[t], v_first_.data() + t * C);
+    for (uint32_t t = 0; t < n_tokens; ++t) rows.take_v_first(p.token_index[t], v_first_.data() + t * C);
   }
   for (uint32_t b = 0; b < blocks.size(); ++b) {
     if (b > 0) forward_head(pass, blocks[b], rows.hidden ? hidden_ : kNone, rows.logits ? logits_ : kNone);
-    take_rows(std::span(row_index).subspan(b * kRowBlock, blocks[b].n_rows), rows);
+    take_rows(std::span(p.row_index).subspan(b * kRowBlock, blocks[b].n_rows), rows);
   }
   if (blocks.empty()) wait();
 }
@@ -348,6 +368,85 @@ void Session::forward(const std::shared_ptr<State>& state, const Batch& batch, s
   };
   if (batch.outputs & DUET_OUT_V_FIRST) rows.take_v_first = [&](uint32_t token, const float* v) { keep(outputs_[DUET_OUTPUT_V_FIRST], token, v); };
   run(state, batch, rows, mode.value_or(mode_));
+}
+
+void Session::reserve_draws(uint32_t n_rows, uint32_t n_tokens, uint32_t n_entries) {
+  auto& c = draw_capacity_;
+  if (n_rows <= c.rows && n_tokens <= c.tokens && n_entries <= c.entries) return;
+  drop_recordings();
+  free_buffer(draws_);
+  const auto grown = [](uint32_t have, uint32_t wanted) { return std::max(have, std::bit_ceil(std::max(wanted, 16u))); };  // so that all parts begin at multiples of 64 bytes
+  const uint32_t rows = grown(c.rows, n_rows), tokens = grown(c.tokens, n_tokens), entries = grown(c.entries, n_entries);
+  c = {};
+  const uint64_t history_at = uint64_t{rows} * sizeof(duetp_sample_row), entries_at = history_at + uint64_t{tokens} * sizeof(int32_t);
+  draws_ = new_buffer(entries_at + uint64_t{entries} * sizeof(duetp_sample_entry));
+  draw_rows_ = {draws_, 0, 0, 0}, history_ = {draws_, history_at, 0, 0}, entries_ = {draws_, entries_at, 0, 0};
+  c = {rows, tokens, entries};
+}
+
+void Session::draw_pass(const std::shared_ptr<State>& state, std::span<const Draw> draws, uint32_t n_steps, int32_t* out) {
+  const auto n = static_cast<uint32_t>(draws.size());
+  const DrawTables tables(draws, n_steps, model_->shape().n_vocab);
+  std::vector<Run> runs;
+  for (uint32_t i = 0; i < n; ++i) runs.push_back({&draws[i].token, 1, draws[i].slot, i, i, false});
+  reserve(n, n, {});
+  reserve_draws(n, n * n_steps, static_cast<uint32_t>(tables.entries.size()));
+  const Packed p = pack(runs);
+  upload(draw_rows_, tables.rows.data(), n * sizeof(duetp_sample_row));
+  upload(entries_, tables.entries.data(), tables.entries.size() * sizeof(duetp_sample_entry));
+
+  Rows rows;
+  rows.logits = true;
+  const Pass pass{*model_, queue_, p.frame, state->device_state(), DUET_MODE_RECURRENT, act_};
+  const auto step = [&] {
+    for (uint32_t b = 0; b < p.blocks.size(); ++b) {
+      if (b == 0) enqueue(pass, p.blocks[0], rows);
+      if (b > 0) forward_head(pass, p.blocks[b], kNone, logits_);
+      duetp_ref of_block = draw_rows_;
+      of_block.off += uint64_t{b} * kRowBlock * sizeof(duetp_sample_row);
+      forward_sample(pass, p.blocks[b], logits_, of_block, entries_, history_);
+    }
+  };
+  for (uint32_t i = 0; i < n_steps; ++i) {
+    if (device_.records())
+      replay({state, n, n, true, false, true}, step);
+    else
+      step();
+  }
+  check_plugin(device_, device_.table.download(device_.memory_self, queue_, out, history_, uint64_t{n} * n_steps * sizeof(int32_t)));
+  wait();
+}
+
+bool Session::reserve_undo(const State& state, uint32_t n_rows) {
+  if (kept_ && kept_->n_slots() >= n_rows && kept_->wkv() == state.wkv()) return true;
+  if (n_rows >= too_many_to_keep_) return false;
+  kept_.reset();
+  try {
+    kept_ = std::make_unique<State>(model_, n_rows, state.wkv());
+  } catch (const Error& e) {
+    if (e.code() != DUET_E_MEMORY) throw;
+    too_many_to_keep_ = n_rows;
+  }
+  return kept_ != nullptr;
+}
+
+std::vector<int32_t> Session::draw(const std::shared_ptr<State>& state, std::span<const Draw> rows, uint32_t n_steps, bool keep) {
+  const auto n = static_cast<uint32_t>(rows.size());
+  std::vector<int32_t> out(size_t{n} * n_steps);
+  try {
+    for (uint32_t i = 0; keep && i < n; ++i)
+      check_plugin(device_, device_.table.state_copy(device_.memory_self, queue_, kept_->device_state(), i, state->device_state(), rows[i].slot));
+    for (uint32_t first = 0; first < n; first += max_tokens_)
+      draw_pass(state, rows.subspan(first, std::min(max_tokens_, n - first)), n_steps, out.data() + size_t{first} * n_steps);
+  } catch (...) {  // nothing half-enqueued may run with the next batch
+    (void)device_.table.queue_wait(device_.memory_self, queue_);
+    throw;
+  }
+  return out;
+}
+
+void Session::undo(const std::shared_ptr<State>& state, uint32_t row, uint32_t slot) {
+  check_plugin(device_, device_.table.state_copy(device_.memory_self, queue_, state->device_state(), slot, kept_->device_state(), row));
 }
 
 void Session::score(const std::shared_ptr<State>& state, uint32_t slot, std::span<const int32_t> tokens, double* out_nll) {

@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "exec/draws.h"
 #include "exec/forward.h"
 #include "exec/state.h"
 
@@ -41,11 +42,21 @@ class Session {
   const Output& output(uint32_t which) const { return outputs_[which]; }
   // nll[t] = -log p(tokens[t+1] | state, tokens[0..t])
   void score(const std::shared_ptr<State>& state, uint32_t slot, std::span<const int32_t> tokens, double* out_nll);
+  // Whether tokens can be drawn on the device, and need not come through logits that the host reads.
+  bool draws() const { return device_.sample.fn && !device_.has(DUETP_CAP_HOST_VISIBLE) && model_->shape().n_vocab <= 1u << 24; }
+  // Room for undo() after a draw of n rows; false where there is no memory for it.
+  bool reserve_undo(const State& state, uint32_t n_rows);
+  // Recurrent steps, each of which feeds a token to every row's slot and draws the next, with one wait at the end: tokens
+  // [rows, n_steps], or DUETP_SAMPLE_* from where a row had none to draw. `keep`: undo() may follow, for which there is room.
+  std::vector<int32_t> draw(const std::shared_ptr<State>& state, std::span<const Draw> rows, uint32_t n_steps, bool keep);
+  // Puts the slot of a row of the last draw back to where it was before.
+  void undo(const std::shared_ptr<State>& state, uint32_t row, uint32_t slot);
 
   std::atomic<bool> busy{false};  // see Exclusive in capi/handle.h
 
  private:
   struct Run;       // consecutive tokens of one sequence within a pass
+  struct Packed;    // the frame of a pass
   struct Recording;
   struct Rows {     // what a pass hands back, in pieces of at most kRowBlock rows
     std::function<void(uint32_t index, const float* hidden, const float* logits)> take;  // index: of the row in the batch's output
@@ -57,10 +68,14 @@ class Session {
   void run_parallel(const std::shared_ptr<State>& state, const Batch& batch, const Rows& rows);
   void run_recurrent(const std::shared_ptr<State>& state, const Batch& batch, const Rows& rows);
   void run_pass(const std::shared_ptr<State>& state, std::span<const Run> runs, duet_mode mode, const Rows& rows);
-  void replay(const std::shared_ptr<State>& state, const Pass& pass, const duetp_frame& block, const Rows& rows);
+  void draw_pass(const std::shared_ptr<State>& state, std::span<const Draw> rows, uint32_t n_steps, int32_t* out);
+  Packed pack(std::span<const Run> runs);
+  void replay(const Recording& wanted, const std::function<void()>& enqueue);
   void enqueue(const Pass& pass, const duetp_frame& block, const Rows& rows);
   void take_rows(std::span<const uint32_t> index, const Rows& rows);
   void reserve(uint32_t n_tokens, uint32_t n_rows, const Rows& rows);
+  void reserve_draws(uint32_t n_rows, uint32_t n_tokens, uint32_t n_entries);
+  void upload(duetp_ref to, const void* from, uint64_t bytes);
   void wait();
   void drop_recordings() noexcept;
   duetp_buffer* new_buffer(uint64_t bytes);
@@ -73,6 +88,13 @@ class Session {
   duetp_queue* queue_ = nullptr;
   uint32_t token_capacity_ = 0, row_capacity_ = 0;
   duetp_buffer *arena_ = nullptr, *frame_ = nullptr, *head_ = nullptr;  // activations; frame; [hidden | logits] of a block of rows
+  duetp_buffer* draws_ = nullptr;  // [rows | history | entries] of draws
+  struct {
+    uint32_t rows = 0, tokens = 0, entries = 0;
+  } draw_capacity_;
+  duetp_ref draw_rows_{}, history_{}, entries_{};
+  std::unique_ptr<State> kept_;    // the slots as they were before the last draw
+  uint32_t too_many_to_keep_ = UINT32_MAX;
   Activations act_;
   duetp_ref hidden_{}, logits_{};
   std::vector<int32_t> staging_;           // the frame, as it is uploaded

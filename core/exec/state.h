@@ -29,6 +29,7 @@ class State {
 
   const std::shared_ptr<Model>& model() const { return model_; }
   uint32_t n_slots() const { return n_slots_; }
+  duet_dtype wkv() const { return wkv_; }
   duetp_state* device_state() const { return state_; }
   void check_slot(uint32_t slot) const;  // DUET_E_INVALID
 

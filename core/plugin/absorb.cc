@@ -59,6 +59,7 @@ Device absorb(const duetp_device& theirs, const duetp_device_info& info, const s
     if (ops.*slot) d.*stage = {ops.*slot, d.table.self}, ++n_stages;
   });
 
+  if (ops.sample) d.sample = {ops.sample, d.table.self};
   d.own_stages = n_stages == n_all;
   const bool memory = has_memory(d.table, who);
   check_recording(d.table, info.caps, memory, who);

@@ -66,6 +66,7 @@ void fill(Side& side, duetp_device& t, duetp_ops& ops) {
   for_stages([&]<auto stage, auto slot>(const char*) {
     if (side.above_ops.*slot || (below.*stage).fn) ops.*slot = call_stage<stage, slot>;
   });
+  if (side.above_ops.sample || below.sample.fn) ops.sample = call_stage<&Device::sample, &duetp_ops::sample>;
   if (side.above_ops.layers || below.layers) ops.layers = call_step<&Device::layers, &duetp_ops::layers>;
   if (side.above_ops.step || below.step) ops.step = call_step<&Device::step, &duetp_ops::step>;
 }
@@ -108,6 +109,7 @@ struct Link {
     for_stages([&]<auto stage, auto slot>(const char*) {
       if (around.above_ops.*slot) device.*stage = {around.above_ops.*slot, around.above.self};
     });
+    if (around.above_ops.sample) device.sample = {around.above_ops.sample, around.above.self};
     device.layers = stages && !around.above_ops.layers ? nullptr : merged.layers;
     device.step = stages && !around.above_ops.step ? nullptr : merged.step;
     if (stages && !around.above.record_begin)

@@ -25,6 +25,7 @@ struct Device {
   duetp_device table{};          // zero-filled copy; every memory slot is filled, record_* all or none
   void* memory_self = nullptr;   // first argument of buffer_*, upload .. state_*, record_*
   Stage embed, shift_mix, linear, lowrank, wkv_prepare, wkv, norm_gate, channel_mix, head;
+  Stage sample;                                    // may be absent
   duetp_step_fn layers = nullptr, step = nullptr;  // with table.self
   bool own_stages = false;                         // all nine are the plugin's
   bool has(uint64_t cap) const { return (info.caps & cap) == cap; }

@@ -20,6 +20,26 @@ void check_range(const char* name, float value, float low, float high) {
   fail(DUET_E_INVALID, "sampler: {} is {}; it must be finite", name, value);
 }
 
+// The largest of n numbers, in lanes that a compiler keeps in vectors; -inf where one is NaN or +inf, which adjust() then names.
+float largest(std::span<const float> x) {
+  constexpr size_t kLanes = 16;
+  std::array<float, kLanes> lane;
+  lane.fill(-std::numeric_limits<float>::infinity());
+  std::array<int32_t, kLanes> bad{};
+  size_t i = 0;
+  for (; i + kLanes <= x.size(); i += kLanes)
+    for (size_t j = 0; j < kLanes; ++j) {
+      lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+      bad[j] |= !(x[i + j] < std::numeric_limits<float>::infinity());
+    }
+  for (; i < x.size(); ++i) {
+    lane[0] = std::max(lane[0], x[i]);
+    bad[0] |= !(x[i] < std::numeric_limits<float>::infinity());
+  }
+  if (std::any_of(bad.begin(), bad.end(), [](int32_t b) { return b != 0; })) return -std::numeric_limits<float>::infinity();
+  return *std::max_element(lane.begin(), lane.end());
+}
+
 }  // namespace
 
 Sampler::Sampler(SamplerOptions options) : options_(std::move(options)) {
@@ -34,6 +54,16 @@ Sampler::Sampler(SamplerOptions options) : options_(std::move(options)) {
     if (token < 0) fail(DUET_E_INVALID, "sampler: a bias names token {}; tokens are 0 or more", token);
     if (std::isnan(bias) || bias == kInf) fail(DUET_E_INVALID, "sampler: the bias of token {} is {}; it must be finite, or -inf to ban the token", token, bias);
   }
+  const auto n = options_.tokenizer && keeps_counts() ? static_cast<int32_t>(options_.tokenizer->size()) : 0;
+  for (int32_t token = 1; token < n; ++token)
+    if (is_free(token)) free_.push_back(token);
+}
+
+// Official: digits and blanks may repeat freely. Token 0 and rows without a token have no text, so they count.
+bool Sampler::is_free(int32_t token) const {
+  constexpr std::string_view kFree = " \t0123456789";
+  const Tokenizer* t = options_.tokenizer.get();
+  return t != nullptr && token > 0 && static_cast<uint32_t>(token) < t->size() && kFree.find(t->bytes(token)) != kFree.npos;
 }
 
 void Sampler::adjust(std::span<const float> logits) {
@@ -94,8 +124,15 @@ Sampler::Rank Sampler::last_kept() {
 }
 
 void Sampler::keep(std::span<const float> logits) {
-  adjust(logits);
   kept_.clear();
+  if (options_.temperature == 0 && options_.bias.empty() && count_.empty()) {  // nothing is added: no logit need be copied
+    if (const float max = largest(logits); max > -kInf) {
+      kept_.push_back({static_cast<int32_t>(std::find(logits.begin(), logits.end(), max) - logits.begin()), 1});
+      total_ = 1;
+      return;
+    }
+  }
+  adjust(logits);
   if (options_.temperature == 0) {
     kept_.push_back({static_cast<int32_t>(std::find(logits_.begin(), logits_.end(), max_) - logits_.begin()), 1});
     total_ = 1;
@@ -132,13 +169,9 @@ int32_t Sampler::pick(std::span<const float> logits) {
 void Sampler::accept(int32_t token) {
   if (token < 0) fail(DUET_E_INVALID, "sampler: token {} cannot be accepted; tokens are 0 or more", token);
   ++position_;
-  if (options_.presence == 0 && options_.frequency == 0) return;  // nobody asks for the counts
+  if (!keeps_counts()) return;  // nobody asks for them
   for (auto& [other, count] : count_) count *= options_.decay;
-  // Official: digits and blanks may repeat freely. Token 0 and rows without a token have no text, so they count.
-  constexpr std::string_view kFree = " \t0123456789";
-  const Tokenizer* t = options_.tokenizer.get();
-  const bool is_free = t != nullptr && token > 0 && static_cast<uint32_t>(token) < t->size() && kFree.find(t->bytes(token)) != kFree.npos;
-  count_[token] += is_free ? 0 : 1;
+  count_[token] += is_free(token) ? 0 : 1;
 }
 
 void Sampler::reset() {

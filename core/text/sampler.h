@@ -33,6 +33,14 @@ class Sampler {
   void accept(int32_t token);
   void reset();
 
+  // What a device needs to draw as pick() does.
+  const SamplerOptions& options() const { return options_; }
+  uint64_t position() const { return position_; }
+  const std::unordered_map<int32_t, double>& counts() const { return count_; }
+  bool keeps_counts() const { return options_.presence != 0 || options_.frequency != 0; }
+  bool is_free(int32_t token) const;  // enters the counts with 0
+  const std::vector<int32_t>& free_tokens() const { return free_; }  // all of those, where counts are kept
+
  private:
   struct Kept {
     int32_t token;
@@ -51,6 +59,7 @@ class Sampler {
   SamplerOptions options_;
   std::unordered_map<int32_t, double> count_;  // official "occurrence" table
   uint64_t position_ = 0;                      // tokens accepted so far
+  std::vector<int32_t> free_;
 
   // Scratch, kept from call to call so that a token costs no allocation.
   std::vector<double> logits_;  // with bias and penalties

@@ -42,7 +42,7 @@ function(duet_add_plugin)
   endif()
 
   set(manifest ${output}/${P_NAME}.duet.json)
-  file(CONFIGURE OUTPUT ${manifest} NEWLINE_STYLE UNIX CONTENT [[{"format": 1, "id": "@P_NAME@", "library": "libduet_@P_NAME@.so", "abi": "1.0", "arch": "@CMAKE_SYSTEM_PROCESSOR@"}
+  file(CONFIGURE OUTPUT ${manifest} NEWLINE_STYLE UNIX CONTENT [[{"format": 1, "id": "@P_NAME@", "library": "libduet_@P_NAME@.so", "abi": "1.1", "arch": "@CMAKE_SYSTEM_PROCESSOR@"}
 ]] @ONLY)
   file(CHMOD ${manifest} PERMISSIONS OWNER_READ OWNER_WRITE GROUP_READ WORLD_READ)
   install(DIRECTORY DESTINATION ${CMAKE_INSTALL_LIBDIR}/${folder} COMPONENT ${P_COMPONENT}

@@ -21,6 +21,8 @@ struct Context {
 void check_memory(Context& x);
 // Each stage of the plugin's own against the reference. Lines "wkv", "linear r" ...
 void check_stages(Context& x);
+// The stage that draws tokens, which a device need not have. Line "sample".
+void check_sample(Context& x);
 // Whole networks over the given rung against the reference, and texts that are handed over in the middle.
 void check_network(Context& x, uint32_t rung);
 

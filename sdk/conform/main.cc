@@ -25,7 +25,7 @@ constexpr const char* kUsage =
     "\n"
     "  --plugin FILE   the plugin's library\n"
     "  --device N      its device, from 0 (0)\n"
-    "  --stage NAME    only this: a stage (wkv, \"linear r\"), memory, state, network, layers, step\n"
+    "  --stage NAME    only this: a stage (wkv, \"linear r\"), memory, state, sample, network, layers, step\n"
     "  --rung N        only this rung of the ladder: 1 stages, 2 layers, 3 step\n"
     "  --seed N        other random numbers (1)\n"
     "  --quick         fewer shapes and lengths\n"
@@ -60,7 +60,7 @@ T number(const char* option, const char* text, T lowest, T highest) {
 }
 
 void check_stage_name(const std::string& stage) {
-  std::set<std::string> names{"memory", "state", "network", "layers", "step"};
+  std::set<std::string> names{"memory", "state", "sample", "network", "layers", "step"};
   for (const StageCase& c : stage_cases()) names.insert({c.stage, c.name()});
   if (stage.empty() || names.count(stage)) return;
   std::string list;
@@ -134,6 +134,7 @@ int run(const Options& o) {
   Context x{device, reference, report, o.seed, o.quick, o.stage};
   if (o.rung == 0) check_memory(x);
   if (o.rung <= 1) check_stages(x);
+  if (o.rung == 0) check_sample(x);
   for (uint32_t rung = 1; rung <= 3; ++rung)
     if (o.rung == 0 || o.rung == rung) check_network(x, rung);
   check_process(x);

@@ -312,6 +312,56 @@ static inline duetp_head duetp_head_of(const duetp_stage* a) {
   return s;
 }
 
+/* The arguments of sample. */
+typedef struct duetp_sample {
+  duetp_run run;
+  const float* logits;         /* [n_rows,V] */
+  duetp_sample_row* rows;      /* [n_rows] */
+  duetp_sample_entry* entries; /* those of row i from rows[i].first_entry */
+  int32_t* history;            /* by rows[i].next */
+  int32_t* tokens;             /* the frame's, to be written at run.rows[i] */
+} duetp_sample;
+/* Of a call. */
+static inline duetp_sample duetp_sample_of(const duetp_stage* a) {
+  duetp_sample s;
+  s.run = duetp_run_of(a);
+  s.logits = duetp_host_f32(a->in[DUETP_SAMPLE_IN_LOGITS]);
+  s.rows = (duetp_sample_row*)duetp_host_ptr(a->out[DUETP_SAMPLE_OUT_ROWS]);
+  s.entries = (duetp_sample_entry*)duetp_host_ptr(a->out[DUETP_SAMPLE_OUT_ENTRIES]);
+  s.history = (int32_t*)duetp_host_ptr(a->out[DUETP_SAMPLE_OUT_HISTORY]);
+  s.tokens = (int32_t*)duetp_host_ptr(a->frame->tokens);
+  return s;
+}
+/* Uniform in [0,1), a multiple of 2^-53: the upper 53 of the first 64 bits of Philox4x32-10 with key seed and counter (position, sequence). */
+static inline double duetp_uniform(uint64_t seed, uint64_t sequence, uint64_t position) {
+  uint32_t c[4] = {(uint32_t)position, (uint32_t)(position >> 32), (uint32_t)sequence, (uint32_t)(sequence >> 32)};
+  uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = (uint64_t)0xD2511F53u * c[0], p1 = (uint64_t)0xCD9E8D57u * c[2];
+    c[0] = (uint32_t)(p1 >> 32) ^ c[1] ^ key[0], c[1] = (uint32_t)p1;
+    c[2] = (uint32_t)(p0 >> 32) ^ c[3] ^ key[1], c[3] = (uint32_t)p0;
+    key[0] += 0x9E3779B9u, key[1] += 0xBB67AE85u;
+  }
+  return (double)(((uint64_t)c[1] << 32 | c[0]) >> 11) * 0x1p-53;
+}
+/* The drawn token enters the row's counts, and the position rises. */
+static inline void duetp_count_token(duetp_sample_row* row, duetp_sample_entry* entries, int32_t token) {
+  duetp_sample_entry* e = entries + row->first_entry;
+  ++row->position;
+  if (row->presence == 0 && row->frequency == 0) return;
+  uint32_t own = row->n_entries;
+  for (uint32_t i = 0; i < row->n_entries; ++i) {
+    if (e[i].count >= 0) e[i].count *= row->decay;
+    if (e[i].token == token) own = i;
+  }
+  if (own == row->n_entries) {
+    ++row->n_entries;
+    e[own].bias = 0, e[own].count = -1, e[own].token = token, e[own].is_free = 0;
+  }
+  if (e[own].count < 0) e[own].count = 0;
+  e[own].count += e[own].is_free ? 0 : 1;
+}
+
 #ifdef __cplusplus
 }
 #endif

@@ -48,7 +48,7 @@ class Folder {
   // With its manifest, as an installed one.
   void plant(const std::string& way, const std::string& folder, const std::string& id) const {
     write(folder + "/libduet_" + id + ".so", fake(way));
-    write(folder + "/" + id + ".duet.json", R"({"format": 1, "id": ")" + id + R"(", "library": "libduet_)" + id + R"(.so", "abi": "1.0", "arch": ")" DUET_ARCH R"("})");
+    write(folder + "/" + id + ".duet.json", R"({"format": 1, "id": ")" + id + R"(", "library": "libduet_)" + id + R"(.so", "abi": "1.1", "arch": ")" DUET_ARCH R"("})");
   }
   std::string canary() const { return slurp(path_ + "/canary"); }
 
@@ -85,7 +85,7 @@ TEST_CASE("a plugin that is wrong leaves its sentence in the report, and models 
     bool ran;
     const char* word;
   };
-  for (const Case& c : {Case{"no_note", false, "no plugin of Duet"}, Case{"wrong_major", false, "made for plugin ABI 2.0, this Duet speaks 1.0"},
+  for (const Case& c : {Case{"no_note", false, "no plugin of Duet"}, Case{"wrong_major", false, "made for plugin ABI 2.0, this Duet speaks 1.1"},
                         Case{"small_note", false, "less than the"}, Case{"no_symbol", true, "does not export duetp_query"}, Case{"query_null", true, "gave no table"},
                         Case{"small_table", true, "16 bytes, less than"}, Case{"null_slot", true, "its table has no device_info"},
                         Case{"open_fails", true, "the driver is \\xff too old"}, Case{"open_throws", true, "open threw an exception: no such luck"},

@@ -1,9 +1,11 @@
 /* A device with the reference's memory and stages that can record: a recording keeps the calls of its stages, and runs them
- * later. It is wrong in the way that BROKEN names. */
+ * later. It is wrong in the way that BROKEN names; GOOD_DRAWS is right, and has memory that the CPU does not see, as a GPU has:
+ * tests/model generates on it. */
+#include "duet_stage.h"
 #include "reference.h"
 
-enum { GOOD_RECORD, RECORD_DIFFERS, RECORD_RUNS };
-enum { MAX_CALLS = 128 };
+enum { GOOD_RECORD, RECORD_DIFFERS, RECORD_RUNS, GOOD_DRAWS, SAMPLE_DECAY, SAMPLE_TOKEN, SAMPLE_TIES };
+enum { MAX_CALLS = 1024 };
 
 struct call {
   duetp_stage_fn fn;
@@ -40,6 +42,26 @@ STAGE(wkv)
 STAGE(norm_gate)
 STAGE(channel_mix)
 STAGE(head)
+
+/* The reference's, but: counts do not decay, the next embed reads the old token, or top-k keeps one rank too many. */
+static duet_status sample_now(void* self, duetp_queue* q, const duetp_stage* a) {
+  const duetp_sample s = duetp_sample_of(a);
+  const int32_t token = s.run.n_rows ? s.tokens[s.run.rows[0]] : 0;
+  float decay[64];
+  for (uint32_t i = 0; i < s.run.n_rows && i < 64; ++i) {
+    decay[i] = s.rows[i].decay;
+    if (BROKEN == SAMPLE_DECAY) s.rows[i].decay = 1;
+    if (BROKEN == SAMPLE_TIES && s.rows[i].top_k) ++s.rows[i].top_k;
+  }
+  const duet_status status = duet_reference_ops.sample(self, q, a);
+  for (uint32_t i = 0; i < s.run.n_rows && i < 64; ++i) {
+    s.rows[i].decay = decay[i];
+    if (BROKEN == SAMPLE_TIES && s.rows[i].top_k) --s.rows[i].top_k;
+  }
+  if (BROKEN == SAMPLE_TOKEN && s.run.n_rows) s.tokens[s.run.rows[0]] = token;
+  return status;
+}
+static duet_status sample(void* self, duetp_queue* q, const duetp_stage* a) { return enqueue(sample_now, self, q, a); }
 
 static duet_status record_begin(void* self, duetp_queue* q) {
   const duetp_host* host = &((struct reference*)self)->host;
@@ -82,7 +104,10 @@ static const duetp_ops ops = {.size = sizeof(duetp_ops),
                               .wkv = wkv,
                               .norm_gate = norm_gate,
                               .channel_mix = channel_mix,
-                              .head = head};
+                              .head = head,
+                              .sample = sample};
+
+static void* no_ptr(void* self, duetp_buffer* b) { return (void)self, (void)b, NULL; }
 
 static duet_status open_plugin(const duetp_host* host, void** self) {
   const duet_status status = duet_reference_open(host, self);
@@ -93,19 +118,21 @@ static duet_status open_plugin(const duetp_host* host, void** self) {
   device->record_end = record_end;
   device->record_run = record_run;
   device->record_free = record_free;
+  if (BROKEN == GOOD_DRAWS) device->buffer_ptr = no_ptr;
   return DUET_OK;
 }
 
 static duet_status device_info(void* self, uint32_t index, duetp_device_info* io) {
   const duet_status status = duet_reference_device_info(self, index, io);
   io->caps |= DUETP_CAP_RECORD;
+  if (BROKEN == GOOD_DRAWS) io->caps &= ~(uint64_t)DUETP_CAP_HOST_VISIBLE;
   return status;
 }
 
 static const duetp_plugin plugin = {
     .size = sizeof(duetp_plugin),
     .abi = DUETP_ABI,
-    .id = "broken",
+    .id = BROKEN == GOOD_DRAWS ? "draws" : "broken",
     .version = "1",
     .vendor = "test",
     .build = "C99",

@@ -43,7 +43,7 @@ TEST_CASE("search order: plugin_path, else DUET_PLUGIN_PATH, else the union of t
 
 TEST_CASE("a folder is read in the order of the names, and only its manifests count") {
   const Scene scene;
-  for (const char* id : {"zeta", "alpha", "mid"}) scene.plugin("good", "d", "1.0", id);
+  for (const char* id : {"zeta", "alpha", "mid"}) scene.plugin("good", "d", "1.1", id);
   CHECK(paths(discover(scene.path("d"))) == Paths{scene.path("d/alpha.duet.json"), scene.path("d/mid.duet.json"), scene.path("d/zeta.duet.json")});
 }
 
@@ -69,7 +69,7 @@ TEST_CASE("relative names are refused, missing ones are named, bare libraries ar
 
 TEST_CASE("the first of two with one id wins, and the report says so") {
   const Scene scene;
-  const std::string first = scene.plugin("good", "a"), second = scene.plugin("newer_minor", "b", "1.7");
+  const std::string first = scene.plugin("good", "a"), second = scene.plugin("newer_minor", "b", "1.8");
   World world(scene.path("a") + ":" + scene.path("b"));
   const Json report = world.report();
   CHECK(report[1]["taken"] == true);
@@ -86,7 +86,7 @@ TEST_CASE("a broken first does not take its id from a sound second") {
 
 TEST_CASE("nobody can pose as the reference") {
   const Scene scene;
-  const Json report = World(scene.plugin("good", ".", "1.0", "reference")).report();
+  const Json report = World(scene.plugin("good", ".", "1.1", "reference")).report();
   CHECK(says(report[1]["reason"], "taken already: built in"));
   CHECK(scene.canary().empty());
 }

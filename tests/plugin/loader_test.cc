@@ -18,13 +18,13 @@ struct Case {
   const char* way;
   bool ran;            // its constructor did
   const char* reason;  // "" = taken
-  const char* abi = "1.0";
+  const char* abi = "1.1";
 };
 
 const Case kCases[] = {
     {"good", true, ""},
     {"older_minor", true, ""},
-    {"newer_minor", true, "", "1.7"},
+    {"newer_minor", true, "", "1.8"},
     {"step_only", true, ""},
     {"refuses", true, ""},
     {"stage_fails", true, ""},
@@ -32,13 +32,13 @@ const Case kCases[] = {
     {"stage_aborts", true, ""},
 
     {"no_note", false, "no plugin of Duet"},
-    {"wrong_major", false, "made for plugin ABI 2.0, this Duet speaks 1.0"},
+    {"wrong_major", false, "made for plugin ABI 2.0, this Duet speaks 1.1"},
     {"small_note", false, "less than the"},
     {"sanitizer", false, "sanitizer"},
     {"missing_dependency", false, "libfake_dependency.so"},
 
     {"no_symbol", true, "does not export duetp_query"},
-    {"query_null", true, "gave no table for plugin ABI 1.0"},
+    {"query_null", true, "gave no table for plugin ABI 1.1"},
     {"query_throws", true, "duetp_query threw an exception: ask someone else"},
     {"table_major", true, "made for plugin ABI 2.0"},
     {"small_table", true, "16 bytes, less than"},
@@ -71,7 +71,7 @@ TEST_CASE("each fake plugin is taken, or refused with its sentence") {
   for (const Case& c : kCases) {
     CAPTURE(c.way);
     const Scene scene;
-    const std::string path = scene.plugin(c.way, ".", std::string(c.way) == "wrong_major" ? "1.0" : c.abi);
+    const std::string path = scene.plugin(c.way, ".", std::string(c.way) == "wrong_major" ? "1.1" : c.abi);
     World world(path);
     const Json report = world.report();
     REQUIRE(report.size() == 2);
@@ -99,7 +99,7 @@ TEST_CASE("a good plugin in full: what the report says of it, and what its devic
   World world(scene.plugin("good"));
   const Json good = world.report()[1];
   CHECK(good["version"] == "1.2.3");
-  CHECK(good["abi"] == "1.0");
+  CHECK(good["abi"] == "1.1");
   CHECK(good["devices"] == Json::parse(R"([{"spec": "fake:0", "name": ")" + std::string(63, 'n') + "\"}]"));
 
   const auto device = world.registry.device("fake:0", nullptr, DUET_F32), reference = world.registry.device("reference", nullptr, DUET_F32);

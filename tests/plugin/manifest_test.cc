@@ -24,9 +24,9 @@ TEST_CASE("manifests that are wrong") {
       {"id", "\"a/../b\"", "it must be 1 to 31"}, {"id", "\"abcdefghijabcdefghijabcdefghij12\"", "it must be 1 to 31"}, {"id", "\"a\\u0000\"", "it must be 1 to 31"},
       {"library", nullptr, "\"library\" is missing"}, {"library", "[]", "must be a string"}, {"library", "\"\"", "bare name"}, {"library", "\"..\"", "bare name"},
       {"library", "\"/usr/lib/x.so\"", "bare name"}, {"library", "\"../x.so\"", "bare name"}, {"library", "\"a\\u0000b\"", "bare name"},
-      {"abi", nullptr, "\"abi\" is missing"}, {"abi", "1.0", "must be a string"}, {"abi", "\"1\"", "must read like \"1.0\""}, {"abi", "\"1.\"", "must read like"}, {"abi", "\"-1.0\"", "must read like"},
+      {"abi", nullptr, "\"abi\" is missing"}, {"abi", "1.0", "must be a string"}, {"abi", "\"1\"", "must read like \"1.1\""}, {"abi", "\"1.\"", "must read like"}, {"abi", "\"-1.0\"", "must read like"},
       {"abi", "\"1.0x\"", "must read like"}, {"abi", "\"99999999999.0\"", "must read like"},
-      {"abi", "\"0.9\"", "made for plugin ABI 0.9, this Duet speaks 1.0", DUET_E_ABI}, {"abi", "\"2.0\"", "made for plugin ABI 2.0", DUET_E_ABI},
+      {"abi", "\"0.9\"", "made for plugin ABI 0.9, this Duet speaks 1.1", DUET_E_ABI}, {"abi", "\"2.0\"", "made for plugin ABI 2.0", DUET_E_ABI},
       {"arch", nullptr, "\"arch\" is missing"}, {"arch", "\"pdp11\"", "made for pdp11, this machine is " DUET_ARCH, DUET_E_UNSUPPORTED}};
   const Scene scene;
   for (const Row& r : rows) {

@@ -48,11 +48,11 @@ class Scene {
   }
   std::string library(const std::string& way, const std::string& name) const { return write(name, slurp(fake_library(way))); }
   // `sub/fake.duet.json` and its library; the path of the manifest
-  std::string plugin(const std::string& way, const std::string& sub = ".", const std::string& abi = "1.0", const std::string& id = "fake") const {
+  std::string plugin(const std::string& way, const std::string& sub = ".", const std::string& abi = "1.1", const std::string& id = "fake") const {
     library(way, sub + "/libduet_" + id + ".so");
     return write(sub + "/" + id + ".duet.json", manifest(id, "libduet_" + id + ".so", abi));
   }
-  static std::string manifest(const std::string& id, const std::string& library, const std::string& abi = "1.0") {
+  static std::string manifest(const std::string& id, const std::string& library, const std::string& abi = "1.1") {
     return R"({"format": 1, "id": ")" + id + R"(", "library": ")" + library + R"(", "abi": ")" + abi + R"(", "arch": ")" DUET_ARCH R"("})";
   }
 

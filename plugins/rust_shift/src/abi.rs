@@ -15,7 +15,7 @@ pub const E_INTERNAL: Status = -100;
 pub type Dtype = i32;
 pub const BF16: Dtype = 3;
 
-pub const ABI: u32 = 1 << 16;
+pub const ABI: u32 = 1 << 16 | 1;
 pub const KIND_CPU: u32 = 0;
 pub const CAP_HOST_VISIBLE: u64 = 1;
 

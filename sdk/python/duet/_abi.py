@@ -80,7 +80,13 @@ class GenerateOptions(_Sized):
 
 
 class GenerateResult(_Sized):
-    _fields_ = [("size", c_uint32), ("finish", c_uint32), ("n_prompt", c_uint64), ("n_new", c_uint64), ("prompt_s", c_double), ("new_s", c_double)]
+    _fields_ = [("size", c_uint32), ("finish", c_uint32), ("n_prompt", c_uint64), ("n_new", c_uint64), ("prompt_s", c_double), ("new_s", c_double),
+                ("status", c_int32), ("reserved", c_uint32)]
+
+
+class Prompts(_Sized):
+    _fields_ = [("size", c_uint32), ("n_seqs", c_uint32), ("tokens", c_void_p), ("lengths", c_void_p), ("slots", c_void_p), ("samplers", c_void_p),
+                ("options", c_void_p)]
 
 
 _SIZE = POINTER(c_size_t)
@@ -122,6 +128,7 @@ _FUNCTIONS = {  # arguments of the functions that return a status
     "sampler_accept": (c_void_p, c_int32),
     "sampler_reset": (c_void_p,),
     "generate": (c_void_p, c_void_p, c_uint32, c_void_p, c_void_p, c_size_t, POINTER(GenerateOptions), POINTER(GenerateResult)),
+    "generate_batch": (c_void_p, c_void_p, POINTER(Prompts), c_void_p),
 }
 _FREES = ("library", "model", "state", "session", "tokenizer", "sampler")
 

@@ -18,7 +18,7 @@ from duet import _abi
 FAKES = os.environ["DUET_TEST_FAKES"]
 HANDLES = ("library", "model", "state", "session", "tokenizer", "sampler")
 MAY_BE_NULL = {("library_create", "options"), ("file_convert", "options"), ("model_load", "options"), ("model_random", "options"), ("state_create", "options"),
-               ("session_create", "options"), ("sampler_create", "options"), ("generate", "options"), ("generate", "out_result"), ("tokenizer_load", "path"),
+               ("session_create", "options"), ("sampler_create", "options"), ("generate", "options"), ("generate", "out_result"), ("generate_batch", "out_results"), ("tokenizer_load", "path"),
                ("state_get", "att_x"), ("state_get", "wkv"), ("state_get", "ffn_x"), ("state_set", "att_x"), ("state_set", "wkv"), ("state_set", "ffn_x")}
 
 
@@ -40,7 +40,7 @@ class ContractTest(TinyTest):
             "flags": 0, "cap": 4096 * 4, "slot": 0, "dst_slot": 0, "src_slot": 1, "n_slots": 1, "index": 0, "output": 0, "row": 0, "token": 1, "n": 4, "size": 4,
             "path": TINY.encode(), "in": TINY.encode(), "out": os.path.join(self.folder.name, "out").encode(), "text": b"text", "src": b"none", "tokens": self.tokens,
             "prompt": self.tokens, "logits": self.floats, "dst": self.floats, "out_probs": self.floats, "out_nll": (ctypes.c_double * 4)(),
-            "att_x": self.floats, "wkv": (ctypes.c_float * (self.model.info.state_bytes // 4))(), "ffn_x": self.floats,
+            "att_x": self.floats, "wkv": (ctypes.c_float * (self.model.info.state_bytes // 4))(), "ffn_x": self.floats, "out_results": None,
         }
 
     def good(self, function):
@@ -252,7 +252,7 @@ class PluginTest(unittest.TestCase):
         for place in (".", "duet/plugins-1", "lib/duet/plugins-1"):
             self.plugin("good", place + "/libduet_fake.so")
             with open(os.path.join(self.folder, place, "fake.duet.json"), "w", encoding="ascii") as manifest:
-                manifest.write(f'{{"format": 1, "id": "fake", "library": "libduet_fake.so", "abi": "1.0", "arch": "{os.uname().machine}"}}')
+                manifest.write(f'{{"format": 1, "id": "fake", "library": "libduet_fake.so", "abi": "1.1", "arch": "{os.uname().machine}"}}')
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("DUET_PLUGIN", "XDG_"))}
         environment.update(HOME=self.folder, LD_LIBRARY_PATH=self.folder + ":.")
         program = "import duet; print([p['id'] for p in duet.Library().report()['plugins']])"

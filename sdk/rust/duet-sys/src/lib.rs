@@ -47,7 +47,7 @@ pub const DUET_LOG_ERROR: i32 = 4;
 pub const DUET_LOG_OFF: i32 = 5;
 
 /// The header that these declarations follow: major << 16 | minor.
-pub const DUET_API_VERSION: u32 = 0x0001_0002;
+pub const DUET_API_VERSION: u32 = 0x0001_0003;
 
 pub const DUET_FILE_STRICT: u32 = 1;
 pub const DUET_FILE_VERIFY: u32 = 2;
@@ -210,7 +210,15 @@ sized_struct!(duet_generate_options {
     user: *mut c_void,
     cancel: *const i32,
 });
-sized_struct!(duet_generate_result { finish: u32, n_prompt: u64, n_new: u64, prompt_s: f64, new_s: f64 });
+sized_struct!(duet_generate_result { finish: u32, n_prompt: u64, n_new: u64, prompt_s: f64, new_s: f64, status: duet_status, reserved: u32 });
+sized_struct!(duet_prompts {
+    n_seqs: u32,
+    tokens: *const i32,
+    lengths: *const u32,
+    slots: *const u32,
+    samplers: *const *mut duet_sampler,
+    options: *const *const duet_generate_options,
+});
 
 extern "C" {
     pub fn duet_api_version() -> u32;
@@ -297,5 +305,11 @@ extern "C" {
         n: usize,
         options: *const duet_generate_options,
         out_result: *mut duet_generate_result,
+    ) -> duet_status;
+    pub fn duet_generate_batch(
+        session: *mut duet_session,
+        state: *mut duet_state,
+        prompts: *const duet_prompts,
+        out_results: *const *mut duet_generate_result,
     ) -> duet_status;
 }

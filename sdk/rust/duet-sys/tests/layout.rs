@@ -52,7 +52,8 @@ fn layouts_and_constants_are_those_of_c() {
         size top_k temperature top_p min_p presence frequency decay seed sequence n_bias reserved bias_tokens bias tokenizer
     });
     layout!(ours, duet_generate_options { size max_tokens tokenizer stops stop_texts n_stops n_stop_texts on_token on_text user cancel });
-    layout!(ours, duet_generate_result { size finish n_prompt n_new prompt_s new_s });
+    layout!(ours, duet_generate_result { size finish n_prompt n_new prompt_s new_s status reserved });
+    layout!(ours, duet_prompts { size n_seqs tokens lengths slots samplers options });
     constants!(
         ours, DUET_FILE_STRICT DUET_FILE_VERIFY DUET_OUT_LAST_LOGITS DUET_OUT_ALL_LOGITS DUET_OUT_NO_LOGITS DUET_OUT_V_FIRST DUET_OUT_HIDDEN
         DUET_OUTPUT_LOGITS DUET_OUTPUT_HIDDEN DUET_OUTPUT_V_FIRST DUET_FINISH_LENGTH DUET_FINISH_STOP_TOKEN DUET_FINISH_STOP_TEXT DUET_FINISH_CALLBACK
