@@ -18,10 +18,19 @@ static void layer_norm(const float* x, const float* w, const float* b, uint32_t 
   for (uint32_t i = 0; i < n; ++i) y[i] = (float)((x[i] - mean) * scale * w[i] + b[i]);
 }
 
-/* element o of W x */
+/* element o of W x: the sum of duetp_weight(w, o, i) x[i], with what all weights of a row share outside the loop */
 static double row_dot(const duetp_matrix* w, uint32_t o, const float* x) {
+  const duetp_tensor* m = w->tensor;
+  const duet_dtype dtype = m->dtype;
+  const uint32_t n = w->in;
   double sum = 0;
-  for (uint32_t i = 0; i < w->in; ++i) sum += (double)duetp_weight(w, o, i) * x[i];
+  if (duetp_is_quantised(dtype)) {
+    for (uint32_t i = 0; i < n; ++i) sum += (double)duetp_quantised_weight(m, &w->form, o, i) * x[i];
+    return sum;
+  }
+  const int in_major = duetp_is_in_major(m->id);
+  const uint64_t first = in_major ? o : (uint64_t)o * n, step = in_major ? w->out : 1;
+  for (uint32_t i = 0; i < n; ++i) sum += (double)duetp_get(m->data, dtype, first + i * step) * x[i];
   return sum;
 }
 

@@ -21,7 +21,11 @@ endfunction()
 function(build source)
   get_filename_component(name ${source} NAME)
   file(COPY ${source} DESTINATION ${FOLDER})
-  run(${CMAKE_COMMAND} -G ${GENERATOR} -S ${FOLDER}/${name} -B ${FOLDER}/${name}-build -DCMAKE_BUILD_TYPE=Release "-DCMAKE_C_FLAGS=${FLAGS} -Wall -Wextra -Werror"
+  set(type Release)
+  if(NOT FLAGS STREQUAL "")
+    set(type None)  # those of a sanitizer alone, which optimisation makes compile twice as long
+  endif()
+  run(${CMAKE_COMMAND} -G ${GENERATOR} -S ${FOLDER}/${name} -B ${FOLDER}/${name}-build -DCMAKE_BUILD_TYPE=${type} "-DCMAKE_C_FLAGS=${FLAGS} -Wall -Wextra -Werror"
     "-DCMAKE_CXX_FLAGS=${FLAGS} -Wall -Wextra -Werror" -DCMAKE_PREFIX_PATH=${prefix} -DCMAKE_INSTALL_PREFIX=${prefix} -DCMAKE_INSTALL_LIBDIR=${LIBDIR} ${ARGN})
   run(${lax} ${CMAKE_COMMAND} --build ${FOLDER}/${name}-build)
 endfunction()
