@@ -133,6 +133,15 @@ void layer(const Pass& p, const duetp_layer& l, float* x, float* v_first) {
   p.add_channel_value(l, p.scratch.inner, x);
 }
 
+// Narrow models are as fast by launches of their own.
+constexpr uint32_t kResidentFrom = 2560;
+bool is_resident(const Pass& p, const duetp_step& a) {
+  const duetp_layer& any = *a.layers[a.first_layer];
+  const char* wanted = p.q.device.resident;
+  if (!p.single() || a.frame->n_tokens != 1 || a.frame->n_seqs != 1 || !resident_takes(any)) return false;
+  return wanted ? *wanted == '1' : any.shape.n_embd >= kResidentFrom;
+}
+
 // One token of one sequence
 void resident(const Pass& p, const duetp_step& a) {
   const duetp_shape& shape = a.layers[a.first_layer]->shape;
@@ -152,7 +161,7 @@ void resident(const Pass& p, const duetp_step& a) {
 duet_status run_layers(void* self, duetp_queue* q, const duetp_step* a) {
   return guarded(self, [&](Device&) {
     const Pass p(*q, *a->frame, a->state, a->mode, *a->layers[a->first_layer]);
-    if (p.single() && a->frame->n_tokens == 1 && a->frame->n_seqs == 1 && resident_takes(*a->layers[a->first_layer])) return resident(p, *a);
+    if (is_resident(p, *a)) return resident(p, *a);
     float *x = pointer<float>(a->x), *v_first = pointer<float>(a->v_first);
     p.place();
     for (uint32_t i = a->first_layer; i < a->first_layer + a->n_layer; ++i) layer(p, *a->layers[i], x, v_first);

@@ -90,6 +90,7 @@ duet_status device_open(void* self, uint32_t index, const duetp_device** out) {
   d->host = p.host;
   d->index = static_cast<int>(index);
   d->compute_major = major;
+  d->resident = p.host->option(p.host->self, "resident");
   d->setup = setup;
   d->table.size = sizeof d->table;
   d->table.self = d;

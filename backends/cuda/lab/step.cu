@@ -41,7 +41,7 @@ duetp_host make_host() {
   h.free = [](void*, void* p) { std::free(p); };
   h.log = [](void*, int32_t, const char* m) { std::printf("log: %s\n", m); };
   h.fail = [](void*, duet_status code, const char* m) { return std::snprintf(last_message, sizeof last_message, "%s", m), code; };
-  h.option = [](void*, const char*) -> const char* { return nullptr; };
+  h.option = [](void*, const char* key) -> const char* { return std::strcmp(key, "resident") == 0 ? std::getenv("DUET_CUDA_RESIDENT") : nullptr; };
   h.team_size = [](void*) -> uint32_t { return 1; };
   h.team = [](void*, void (*fn)(void*, uint32_t, uint32_t), void* ctx) { fn(ctx, 0, 1); };
   h.barrier = [](void*) {};
