@@ -126,9 +126,9 @@ duet_gpu::Wkv Pass::wkv_arguments(const duetp_layer& l) const {
   return a;
 }
 
-// The chunked form rounds what it multiplies, which bf16 promises and no other: in f32 and f16 the tokens are walked one by one.
+// The chunked form rounds what it multiplies, more finely than bf16 and quantised weights have their inputs rounded: in f32 and f16 the tokens are walked one by one.
 void Pass::wkv(const duet_gpu::Wkv& a) const {
-  const bool chunked = !single() && bf16() && frame.max_len >= kChunkedFrom && wkv_chunked_takes(a.head_size);
+  const bool chunked = !single() && weights != DUET_F32 && weights != DUET_F16 && frame.max_len >= kChunkedFrom && wkv_chunked_takes(a.head_size);
   check(chunked ? wkv_chunked(a, scratch.wkv, q.stream) : duet_gpu::wkv_sequential(a, q.stream), "wkv");
 }
 
