@@ -59,8 +59,8 @@ void heads_one_token(const Pass& p, const duetp_layer& l, float* v_first) {
   a.v_first = v_first;
   a.out = s.gated;
   a.bf16 = p.bf16();
-  a.state = p.state->wkv(l.index);
-  a.slot_stride = p.state->slot;
+  a.state = p.state->wkv(l.index), a.stored = p.state->stored;
+  a.slot_stride = p.state->wkv_stride();
   a.used = p.packed.used, a.starts = p.packed.starts, a.slots = p.packed.slots;
   a.n_seqs = p.frame.n_seqs, a.n_head = l.shape.n_head, a.head_size = l.shape.head_size;
   p.check(duet_gpu::recurrent_heads(a, p.q.stream), "recurrent_heads");
