@@ -1,6 +1,6 @@
 // States lie on the device in the order of the host's canonical form. What is f32 crosses as a plain copy; matrices stored in two bytes pass
 // through staging memory, where they are f32.
-#include "gpu/stored.h"
+#include "gpu/shape.h"
 #include "queue.h"
 
 namespace duet_cuda {

@@ -13,6 +13,7 @@
 
 #include "cuda/barrier.h"
 #include "cuda/wkv_chunked.h"
+#include "gpu/stored.h"
 
 namespace duet_cuda {
 namespace {

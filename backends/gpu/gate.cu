@@ -1,5 +1,7 @@
 #include "gpu/gate.h"
 
+#include "gpu/stored.h"
+
 namespace duet_gpu {
 namespace {
 

@@ -1,7 +1,8 @@
 // What stands between the products and the wkv recurrence, in f32. All pointers are device memory, [n_tokens, C] unless said
 // otherwise, C = n_head * head_size; head sizes are multiples of 8 up to 256. Equations: docs/mathematics.md.
 #pragma once
-#include "gpu/stored.h"
+#include "duet_types.h"
+#include "gpu/port.h"
 
 namespace duet_gpu {
 

@@ -6,8 +6,6 @@
 
 namespace duet_gpu {
 
-constexpr uint32_t stored_bytes(duet_dtype t) { return t == DUET_F32 ? 4 : 2; }
-
 // Two numbers of two bytes, the first in the lower half.
 template <class Stored>
 __device__ __forceinline__ uint32_t pack(float low, float high);
@@ -87,9 +85,5 @@ auto with_stored(duet_dtype t, F&& f) {
   if (t == DUET_F16) return f(f16());
   return f(float());
 }
-
-// The same numbers in the other form: `rows` of `width` (a multiple of 4), in `stored` from row to row `stride` elements apart, in `plain` one after another.
-Error widen(const void* stored, duet_dtype t, uint64_t stride, float* plain, uint32_t rows, uint64_t width, Stream stream);
-Error narrow(const float* plain, void* stored, duet_dtype t, uint64_t stride, uint32_t rows, uint64_t width, Stream stream);
 
 }  // namespace duet_gpu

@@ -1,6 +1,7 @@
 // The wkv recurrence, per head: w = exp(-exp(-1/2) sigmoid(w_raw));  S = S diag(w) + (S (-kk)) (kk*a)^T + v k^T;  y = S r.
 #pragma once
-#include "gpu/stored.h"
+#include "duet_types.h"
+#include "gpu/port.h"
 
 namespace duet_gpu {
 

@@ -1,6 +1,7 @@
 // wkv token by token in f32. The state stays in registers: `lanes` neighbouring threads share a value row, each with sixteen keys of it.
 // A block walks one sequence with `rows` value rows of one head; rows do not depend on each other.
 // Vectors of several tokens at a time come through registers into shared memory while the tokens before them are computed.
+#include "gpu/stored.h"
 #include "gpu/wkv.h"
 
 namespace duet_gpu {

@@ -52,6 +52,19 @@ TEST_CASE("greedy ways of sampling agree") {
   CHECK(text_of({"--temperature", "0", "--mode", "recurrent", "--dtype", "f32"}) == text_of({"--temperature", "0", "--mode", "parallel", "--dtype", "f32"}));
 }
 
+TEST_CASE("--state says how the state is stored, where the backend can") {
+  const std::string greedy = text_of({"--temperature", "0", "--backend", "reference"});
+  CHECK(text_of({"--temperature", "0", "--backend", "reference", "--state", "f32"}) == greedy);
+  CHECK(text_of({"--temperature", "0", "--backend", "reference", "--state", "f16"}) == greedy);  // too near to tip a token of so few
+  CHECK(text_of({"--temperature", "0", "--backend", "reference", "--state", "bf16"}).size() > 12);
+  CHECK(run({"generate", "--prompt", kPrompt, "--state", "q8"}).code == 2);
+#ifdef DUET_HAS_CPU
+  const Result refused = run({"generate", "--prompt", kPrompt, "--backend", "cpu", "--state", "f16"});
+  CHECK(refused.code == 1);
+  CHECK(refused.error.find("f32 only") != std::string::npos);
+#endif
+}
+
 TEST_CASE("a prompt from a file is the prompt byte for byte") {
   const Folder folder;
   write(folder / "prompt", kPrompt);

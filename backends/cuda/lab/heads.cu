@@ -18,6 +18,7 @@
 
 #include "duet_stage.h"
 #include "gpu/gate.h"
+#include "gpu/stored.h"
 
 namespace {
 
@@ -540,7 +541,7 @@ void time_all() {
     for (const uint32_t H : {12u, 32u, 64u}) {
       for (const uint32_t B : {1u, 8u, 32u, 128u, 512u}) {
         Device<int32_t> used(std::vector<int32_t>{static_cast<int32_t>(B), static_cast<int32_t>(B), 0});
-        const uint64_t state = uint64_t{B} * H * N * N * stored_bytes(stored), turns = std::min<uint64_t>(kPool / state, 1024);
+        const uint64_t state = uint64_t{B} * H * N * N * (stored == DUET_F32 ? 4 : 2), turns = std::min<uint64_t>(kPool / state, 1024);
         const double bytes = 2.0 * state + 9.0 * 4 * B * H * N, at_read = bytes / read * 1e3, at_copy = bytes / copied * 1e3;
         std::printf("%-4s H%-2u B%-3u  %7.1f MB: %7.1f us at the read rate, %7.1f at the copy's%s\n", name_of(stored), H, B, bytes / 1e6, at_read, at_copy, turns * state < (128u << 20) ? " (states fit the L2)" : "");
         for (const Variant& variant : variants(stored)) {
