@@ -52,7 +52,7 @@ TEST_CASE("greedy ways of sampling agree") {
   CHECK(text_of({"--temperature", "0", "--mode", "recurrent", "--dtype", "f32"}) == text_of({"--temperature", "0", "--mode", "parallel", "--dtype", "f32"}));
 }
 
-TEST_CASE("--state says how the state is stored, where the backend can") {
+TEST_CASE("the state is stored as --state says, where the backend can") {
   const auto text = [](const char* stored) { return text_of({"--temperature", "0", "--dtype", "f32", "--backend", "reference", "--state", stored}); };
   CHECK(text("f32") == text_of({"--temperature", "0", "--dtype", "f32", "--backend", "reference"}));
   for (const char* stored : {"f16", "bf16"}) CHECK_FALSE(text(stored).empty());
