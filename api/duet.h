@@ -180,18 +180,18 @@ typedef struct duet_state duet_state;
 /* Options of duet_state_create. */
 typedef struct duet_state_options {
   uint32_t size;
-  duet_dtype wkv; /* storage of the matrices on the device; 0 = f32 */
+  duet_dtype wkv; /* storage of the matrices on the device: f32, bf16 or f16, computed with in f32 (docs/states.md); 0 = f32 */
 } duet_state_options;
 /* Errors: DUET_E_LIMIT (n_slots is not 1 .. 2^20), _UNSUPPORTED (options->wkv), _MEMORY. */
 DUET_API duet_status duet_state_create(duet_model* model, uint32_t n_slots, const duet_state_options* options, duet_state** out_state);
 /* Makes one slot as fresh. */
 DUET_API duet_status duet_state_reset(duet_state* state, uint32_t slot);
-/* Fork or move: also between models, devices and dtypes of one shape; other shapes are DUET_E_INVALID. */
+/* Fork or move: also between models, devices and dtypes of one shape, rounded to dst's; other shapes are DUET_E_INVALID. */
 DUET_API duet_status duet_state_copy(duet_state* dst, uint32_t dst_slot, duet_state* src, uint32_t src_slot);
 /* The canonical form into the caller's arrays; NULL skips a part. */
 DUET_API duet_status duet_state_get(duet_state* state, uint32_t slot, float* att_x, float* wkv, float* ffn_x);
-/* The canonical form from the caller's arrays; NULL keeps a part. Errors: DUET_E_NUMERIC, a value that is not finite; the slot
- * is as it was. */
+/* The canonical form from the caller's arrays, rounded to the state's storage; NULL keeps a part. Errors: DUET_E_NUMERIC, a
+ * value that is not finite; the slot is as it was. */
 DUET_API duet_status duet_state_set(duet_state* state, uint32_t slot, const float* att_x, const float* wkv, const float* ffn_x);
 /* A safetensors file in memory: F32 `state.att_x`, `state.wkv`, `state.ffn_x`, and in __metadata__ a fingerprint of the
  * model that is checked on load when present. Errors: DUET_E_SMALL. */

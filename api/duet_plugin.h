@@ -299,12 +299,12 @@ typedef struct duetp_device {
   duet_status (*queue_new)(void* self, duetp_queue** out); /* one for each session, and one for each model's states */
   duet_status (*queue_wait)(void* self, duetp_queue* q); /* [blocking]; reports failures of all that was enqueued */
   void (*queue_free)(void* self, duetp_queue* q); /* as buffer_free */
-  /* wkv: storage of the matrices; another than the device has is DUET_E_UNSUPPORTED */
+  /* wkv: storage of the matrices, computed with in f32 and rounded where a stage or run leaves them; another than the device has is DUET_E_UNSUPPORTED */
   duet_status (*state_new)(void* self, const duetp_shape* s, uint32_t n_slots, duet_dtype wkv, duetp_state** out);
-  duet_status (*state_copy)(void* self, duetp_queue* q, duetp_state* dst, uint32_t dst_slot, const duetp_state* src, uint32_t src_slot); /* src NULL: zero */
+  duet_status (*state_copy)(void* self, duetp_queue* q, duetp_state* dst, uint32_t dst_slot, const duetp_state* src, uint32_t src_slot); /* src NULL: zero; else both store one dtype */
   /* canonical form, host memory, f32: att_x [L,C], wkv [L,H,N,N] (value row, key column), ffn_x [L,C]; filled after queue_wait */
   duet_status (*state_export)(void* self, duetp_queue* q, const duetp_state* s, uint32_t slot, float* att_x, float* wkv, float* ffn_x);
-  /* the same back; the arrays live until queue_wait */
+  /* the same back, rounded to the storage; the arrays live until queue_wait */
   duet_status (*state_import)(void* self, duetp_queue* q, duetp_state* s, uint32_t slot, const float* att_x, const float* wkv, const float* ffn_x);
   void (*state_free)(void* self, duetp_state* s); /* as buffer_free */
   /* recording, optional, all or none. From here to record_end work is kept, not run */

@@ -16,6 +16,7 @@ constexpr uint32_t kShortPrompt = 16;  // tokens before the first token that is 
 
 struct Wanted {
   std::string shape;
+  StateOptions state;
   float relu2 = 0;
   std::vector<uint32_t> prompt_tokens{512}, batch{1};
   uint32_t gen_tokens = 64, repeat = 3;
@@ -74,7 +75,7 @@ void forward(duet_session* session, duet_state* state, const int32_t* tokens, ui
 double time_prompt(duet_model* model, const Wanted& w, uint32_t n_tokens, uint32_t n_vocab) {
   const std::vector<int32_t> tokens = random_tokens(n_tokens, n_vocab);
   const Session session = open_session(model, DUET_MODE_PARALLEL);
-  const State state = make<State>(duet_state_create, model, 1u, nullptr);
+  const State state = w.state.create(model);
   std::vector<double> times;
   for (uint32_t i = 0; i <= w.repeat; ++i) {
     check(duet_state_reset(state.get(), 0));
@@ -90,7 +91,7 @@ double time_generation(duet_model* model, const Wanted& w, uint32_t batch, uint3
   const std::vector<int32_t> tokens = random_tokens(batch, n_vocab);
   const std::vector<uint32_t> lengths(batch, 1);
   const Session session = open_session(model, DUET_MODE_RECURRENT);
-  const State state = make<State>(duet_state_create, model, batch, nullptr);
+  const State state = w.state.create(model, batch);
   auto greedy = DUET_INIT(duet_sampler_options);
   check(duet_sampler_options_default(&greedy));
   greedy.temperature = 0;
@@ -154,7 +155,7 @@ Figures measure(duet_library* library, duet_model* model, const Wanted& w, uint3
   const double begin = seconds_now();
   {
     const Session session = open_session(model, DUET_MODE_AUTO);
-    const State state = make<State>(duet_state_create, model, 1u, nullptr);
+    const State state = w.state.create(model);
     forward(session.get(), state.get(), random_tokens(kShortPrompt, n_vocab).data(), 1, &kShortPrompt);
   }
   f.first_token_s = seconds_now() - begin;
@@ -181,7 +182,7 @@ std::string as_json(const Figures& f, const duet_model_info& m, const std::strin
     const double read = static_cast<double>(m.bytes_per_token) / g.seconds_per_step;
     generations.push_back({{"batch", g.batch}, {"tokens_per_second", g.batch / g.seconds_per_step}, {"seconds_per_step", g.seconds_per_step}, {"bytes_per_second", read}, {"share_of_memory_limit", f.memory_limit > 0 ? Json(read / f.memory_limit) : Json()}});
   }
-  const Json out = {{"version", duet_version_string()}, {"model", name}, {"backend", m.device}, {"dtype", dtype_name(m.weights)}, {"threads", threads}, {"repeat", w.repeat},
+  const Json out = {{"version", duet_version_string()}, {"model", name}, {"backend", m.device}, {"dtype", dtype_name(m.weights)}, {"state", dtype_name(w.state.wkv)}, {"threads", threads}, {"repeat", w.repeat},
                     {"relu2", w.relu2 > 0 ? Json(w.relu2) : Json()}, {"parameters", m.n_params}, {"weight_bytes", m.weight_bytes}, {"bytes_per_token", m.bytes_per_token},
                     {"load_seconds", f.load_s}, {"first_token_seconds", f.first_token_s}, {"peak_memory_bytes", f.peak_memory}, {"memory_bytes_per_second", f.memory_limit > 0 ? Json(f.memory_limit) : Json()}, {"memory_measured", f.limit_measured},
                     {"prompt", prompts}, {"generation", generations}};
@@ -189,7 +190,7 @@ std::string as_json(const Figures& f, const duet_model_info& m, const std::strin
 }
 
 std::string as_text(const Figures& f, const duet_model_info& m, const std::string& name, const Wanted& w, uint32_t threads) {
-  std::string out = fmt::format("model         {}, {:.1f} M parameters, {}{}\n", name, static_cast<double>(m.n_params) / 1e6, dtype_name(m.weights),
+  std::string out = fmt::format("model         {}, {:.1f} M parameters, {}, states in {}{}\n", name, static_cast<double>(m.n_params) / 1e6, dtype_name(m.weights), dtype_name(w.state.wkv),
                                 w.relu2 > 0 ? fmt::format(", {:.0f} % of relu^2 not zero", 100 * w.relu2) : "");
   out += fmt::format("computed on   {}, {} threads; medians of {}\n", m.device, threads, w.repeat);
   out += fmt::format("loading       {:.3f} s, first token {:.3f} s later ({} tokens of prompt)\n", f.load_s, f.first_token_s, kShortPrompt);
@@ -219,6 +220,7 @@ void run_bench(const Arguments& arguments) {
                   "Measures reading prompts (parallel mode, logits of the last token) and generating (recurrent mode, greedy sampling),\n"
                   "loading, the first token, memory, and the memory's streaming speed, which bounds generation.");
   model_options.declare(options);
+  w.state.declare(options);
   options.text("shape", "SHAPE", w.shape, "0.1b, 0.4b, 1.5b, 2.9b or 7.2b: random weights in the shape of a released model, no file")
       .number<float>("relu2", "F", w.relu2, 1e-4f, 1, "with --shape: the share of relu^2 activations that are not zero (default: about half)");
   options.section("Measurements")

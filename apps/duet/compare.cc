@@ -45,11 +45,11 @@ double divergence(const float* reference, double reference_log_sum, const float*
 
 }  // namespace
 
-Reader::Reader(duet_model* model, duet_mode mode) {
+Reader::Reader(duet_model* model, const StateOptions& state_options, duet_mode mode) {
   auto options = DUET_INIT(duet_session_options);
   options.mode = mode;
   session = make<Session>(duet_session_create, model, &options);
-  state = make<State>(duet_state_create, model, 1u, nullptr);
+  state = state_options.create(model);
 }
 
 void compare(const Reader& model, const Reader& reference, const std::vector<int32_t>& tokens, Comparison& sum) {

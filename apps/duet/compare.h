@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "api.h"
+#include "runtime.h"
 
 namespace duet {
 
@@ -11,7 +11,7 @@ namespace duet {
 struct Reader {
   Session session;
   State state;
-  Reader(duet_model* model, duet_mode mode);
+  Reader(duet_model* model, const StateOptions& state_options, duet_mode mode);
 };
 
 // Sums over the positions that have a token after them, in nats.

@@ -84,6 +84,7 @@ Score score(const Reader& model, const Reader* reference, duet_tokenizer* tokeni
 
 void run_eval(const Arguments& arguments) {
   ModelOptions model_options, reference_options;
+  StateOptions state_options;  // the reference's is f32
   LibraryOptions library_options;
   std::string text_file, vocab;
   duet_mode mode = DUET_MODE_AUTO;
@@ -95,12 +96,13 @@ void run_eval(const Arguments& arguments) {
                   "those tokens, the perplexity per token, and the speed. Beside a reference also its loss, the divergence KL(reference ||\n"
                   "model) per token and at most, and how often both find the same token the most probable; the speed is then that of both.");
   model_options.declare(options);
+  state_options.declare(options);
   options.file("vocab", "FILE", vocab, "vocabulary in World format (default: vocab.txt beside the model, else World where it fits)");
   options.section("Text")
       .file("text", "FILE", text_file, "the documents")
       .number<uint32_t>("max-tokens", "N", max_tokens, 2, 1u << 24, "tokens of a document that are read, token 0 included (default: 1024)");
   options.section("Reference")
-      .file("compare-to", "FILE|DIR", reference_options.path, "a model of the same vocabulary to compare with; may be the same file")
+      .file("compare-to", "FILE|DIR", reference_options.path, "a model of the same vocabulary to compare with, its state in f32; may be the same file")
       .dtype(reference_options.dtype, "as --dtype, of the reference (default: as stored)", "compare-dtype")
       .text("compare-backend", "NAME[:INDEX]", reference_options.backend, "as --backend, of the reference (default: the same as --backend)");
   options.section("Run").mode(mode, "auto, parallel or recurrent (default: auto)");
@@ -118,7 +120,7 @@ void run_eval(const Arguments& arguments) {
   const Library library = library_options.open();
   const Model model = model_options.load(library.get(), library_options.quiet);
   const Tokenizer tokenizer = open_tokenizer(library.get(), vocab, model.get());
-  const Reader reader(model.get(), mode);
+  const Reader reader(model.get(), state_options, mode);
   Model reference;
   std::optional<Reader> reference_reader;
   if (comparing) {
@@ -127,7 +129,7 @@ void run_eval(const Arguments& arguments) {
     reference = reference_options.load(library.get(), library_options.quiet);
     const uint32_t ours = info_of(model.get()).n_vocab, theirs = info_of(reference.get()).n_vocab;
     if (ours != theirs) throw Failure(fmt::format("{}: has a vocabulary of {}, the model one of {}; they cannot be compared", reference_options.path, theirs, ours));
-    reference_reader.emplace(reference.get(), mode);
+    reference_reader.emplace(reference.get(), StateOptions(), mode);
   }
   Comparison comparison;
   const Score s = score(reader, comparing ? &*reference_reader : nullptr, tokenizer.get(), documents, max_tokens, library_options.quiet, comparison);

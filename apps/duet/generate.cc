@@ -104,11 +104,13 @@ void save_state(duet_session* session, duet_state* state, int32_t last_token, co
 void run_generate(const Arguments& arguments) {
   Wanted w;
   ModelOptions model_options;
+  StateOptions state_options;
   LibraryOptions library_options;
   Options options("generate", "[OPTIONS]",
                   "Continues a text. The new text goes to standard output as it is drawn (the prompt is not repeated), statistics go to\n"
                   "standard error. A text begins with token 0, and ends when token 0 is drawn or --max-tokens is reached.");
   model_options.declare(options);
+  state_options.declare(options);
   options.file("vocab", "FILE", w.vocab, "vocabulary in World format (default: vocab.txt beside the model, else World where it fits)");
   options.section("Text")
       .text("prompt", "TEXT", w.prompt, "the text to continue (default: none, a fresh text)")
@@ -147,7 +149,7 @@ void run_generate(const Arguments& arguments) {
   auto session_options = DUET_INIT(duet_session_options);
   session_options.mode = w.mode;
   const Session session = make<Session>(duet_session_create, model.get(), &session_options);
-  const State state = make<State>(duet_state_create, model.get(), 1u, nullptr);
+  const State state = state_options.create(model.get());
   const bool fresh = w.state_in.empty();
   if (!fresh) check(duet_state_load_file(state.get(), 0, w.state_in.c_str()));
   const std::vector<int32_t> prompt = encode(tokenizer.get(), w.prompt, fresh ? std::vector<int32_t>{0} : std::vector<int32_t>{});

@@ -48,6 +48,7 @@ Outputs feed(duet_session* session, duet_state* state, const std::vector<int32_t
 
 void run_logits(const Arguments& arguments) {
   ModelOptions model_options;
+  StateOptions state_options;
   LibraryOptions library_options;
   std::string list, list_file, state_in, output;
   duet_mode mode = DUET_MODE_AUTO;
@@ -57,6 +58,7 @@ void run_logits(const Arguments& arguments) {
                   "Computes the logits after every token and the state after the last one, and writes them as safetensors, all F32:\n"
                   "logits [T,V], state.att_x [L,C], state.wkv [L,H,N,N] (value row, key column), state.ffn_x [L,C].");
   model_options.declare(options);
+  state_options.declare(options);
   options.section("Input and output")
       .text("tokens", "LIST", list, "token ids, separated by commas or blanks")
       .file("tokens-file", "FILE", list_file, "token ids from a file: separated by commas or blanks, or a JSON array")
@@ -80,7 +82,7 @@ void run_logits(const Arguments& arguments) {
 
   const Library library = library_options.open();
   const Model model = model_options.load(library.get(), library_options.quiet);
-  const State state = make<State>(duet_state_create, model.get(), 1u, nullptr);
+  const State state = state_options.create(model.get());
   if (!state_in.empty()) check(duet_state_load_file(state.get(), 0, state_in.c_str()));
   auto session_options = DUET_INIT(duet_session_options);
   session_options.mode = mode;

@@ -74,6 +74,16 @@ Model ModelOptions::load(duet_library* library, bool quiet) {
   return model;
 }
 
+void StateOptions::declare(Options& options) {
+  options.choice("state", "TYPE", wkv, {{"f32", DUET_F32}, {"f16", DUET_F16}, {"bf16", DUET_BF16}}, "f32, f16 or bf16: the state's matrices in memory (default: f32)");
+}
+
+State StateOptions::create(duet_model* model, uint32_t n_slots) const {
+  auto o = DUET_INIT(duet_state_options);
+  o.wkv = wkv;
+  return make<State>(duet_state_create, model, n_slots, &o);
+}
+
 Tokenizer open_tokenizer(duet_library* library, const std::string& vocab, duet_model* model) {
   if (vocab.empty()) return make<Tokenizer>(duet_tokenizer_for_model, model);
   Tokenizer tokenizer = make<Tokenizer>(duet_tokenizer_load, library, vocab.c_str());

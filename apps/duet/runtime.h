@@ -37,6 +37,12 @@ struct ModelOptions {
   duet_model_options fields() const;
 };
 
+struct StateOptions {
+  duet_dtype wkv = DUET_F32;
+  void declare(Options& options);  // --state
+  State create(duet_model* model, uint32_t n_slots = 1) const;
+};
+
 Tokenizer open_tokenizer(duet_library* library, const std::string& vocab, duet_model* model);  // the model's own without `vocab`
 std::vector<int32_t> encode(duet_tokenizer* tokenizer, std::string_view text, std::vector<int32_t> before = {});  // `before`, then the text's tokens
 duet_model_info info_of(duet_model* model);

@@ -140,13 +140,19 @@ struct duetp_layer {
   const float* vector(uint32_t id) const { return static_cast<const float*>(matrix(id)); }
 };
 
-// f32 [n_slots][L]: att_x [C], S [H][N value][N key], ffn_x [C]
+// [n_slots][L]: att_x f32 [C], S as `stored` says [H][N value][N key], ffn_x f32 [C]
 struct duetp_state {
   duetp_shape shape;
   uint32_t n_slots;
-  uint64_t layer, slot;  // floats of a layer, of a slot
+  duet_dtype stored;     // f32, bf16 or f16
+  uint64_t layer, slot;  // bytes of a layer, of a slot
   duet_cuda::Memory memory;
-  float* att_x(uint32_t l) const { return reinterpret_cast<float*>(memory.data()) + l * layer; }  // of slot 0
-  float* wkv(uint32_t l) const { return att_x(l) + shape.n_embd; }
-  float* ffn_x(uint32_t l) const { return wkv(l) + static_cast<uint64_t>(shape.n_embd) * shape.head_size; }
+  uint64_t matrices() const { return static_cast<uint64_t>(shape.n_embd) * shape.head_size; }  // numbers in S of a layer
+  uint32_t stored_bytes() const { return stored == DUET_F32 ? 4 : 2; }
+  // Of slot 0, and how many of their elements lie between slots
+  float* att_x(uint32_t l) const { return reinterpret_cast<float*>(memory.data() + l * layer); }
+  float* ffn_x(uint32_t l) const { return reinterpret_cast<float*>(memory.data() + (l + 1) * layer) - shape.n_embd; }
+  void* wkv(uint32_t l) const { return att_x(l) + shape.n_embd; }
+  uint64_t vector_stride() const { return slot / sizeof(float); }
+  uint64_t wkv_stride() const { return slot / stored_bytes(); }
 };

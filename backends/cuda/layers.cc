@@ -59,8 +59,8 @@ void heads_one_token(const Pass& p, const duetp_layer& l, float* v_first) {
   a.v_first = v_first;
   a.out = s.gated;
   a.bf16 = p.bf16();
-  a.state = p.state->wkv(l.index);
-  a.slot_stride = p.state->slot;
+  a.state = p.state->wkv(l.index), a.stored = p.state->stored;
+  a.slot_stride = p.state->wkv_stride();
   a.used = p.packed.used, a.starts = p.packed.starts, a.slots = p.packed.slots;
   a.n_seqs = p.frame.n_seqs, a.n_head = l.shape.n_head, a.head_size = l.shape.head_size;
   p.check(duet_gpu::recurrent_heads(a, p.q.stream), "recurrent_heads");
@@ -138,11 +138,11 @@ constexpr uint32_t kResidentFrom = 2560;
 bool is_resident(const Pass& p, const duetp_step& a) {
   const duetp_layer& any = *a.layers[a.first_layer];
   const char* wanted = p.q.device.resident;
-  if (!p.single() || a.frame->n_tokens != 1 || a.frame->n_seqs != 1 || !resident_takes(any)) return false;
+  if (!p.single() || a.frame->n_tokens != 1 || a.frame->n_seqs != 1 || a.state->stored != DUET_F32 || !resident_takes(any)) return false;
   return wanted ? *wanted == '1' : any.shape.n_embd >= kResidentFrom;
 }
 
-// One token of one sequence
+// One token of one sequence, whose state is f32
 void resident(const Pass& p, const duetp_step& a) {
   const duetp_shape& shape = a.layers[a.first_layer]->shape;
   Resident r{};
@@ -150,7 +150,7 @@ void resident(const Pass& p, const duetp_step& a) {
   r.first = a.first_layer, r.n = a.n_layer;
   r.x = pointer<float>(a.x), r.v_first = pointer<float>(a.v_first);
   r.state = p.state->att_x(0);
-  r.layer_stride = p.state->layer, r.slot_stride = p.state->slot;
+  r.layer_stride = p.state->layer / sizeof(float), r.slot_stride = p.state->vector_stride();
   r.used = p.packed.used, r.starts = p.packed.starts, r.slots = p.packed.slots;
   r.scratch = lay_out_resident(p.q.reserve_resident(resident_scratch_bytes(shape)), shape);
   p.check(resident_layers(r, p.q.stream), "layers");

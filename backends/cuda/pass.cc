@@ -28,7 +28,7 @@ duet_gpu::ShiftMix Pass::shift(const duetp_layer& l, const float* x, float* stat
   a.x = x;
   a.bf16 = bf16();
   a.state = state;
-  a.slot_stride = this->state->slot;
+  a.slot_stride = this->state->vector_stride();
   a.places = scratch.places;
   a.packed = packed;
   a.width = l.shape.n_embd;
@@ -118,8 +118,8 @@ void Pass::add_channel_value(const duetp_layer& l, const void* u, float* x) cons
 
 duet_gpu::Wkv Pass::wkv_arguments(const duetp_layer& l) const {
   duet_gpu::Wkv a{};
-  a.state = state->wkv(l.index);
-  a.slot_stride = state->slot;
+  a.state = state->wkv(l.index), a.stored = state->stored;
+  a.slot_stride = state->wkv_stride();
   a.used = packed.used, a.starts = packed.starts, a.slots = packed.slots;
   a.n_tokens = frame.n_tokens, a.n_seqs = frame.n_seqs, a.max_len = frame.max_len;
   a.n_head = l.shape.n_head, a.head_size = l.shape.head_size;

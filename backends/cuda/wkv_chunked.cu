@@ -13,6 +13,7 @@
 
 #include "cuda/barrier.h"
 #include "cuda/wkv_chunked.h"
+#include "gpu/stored.h"
 
 namespace duet_cuda {
 namespace {
@@ -639,7 +640,7 @@ __device__ __forceinline__ void walk(const Wkv& a, const Share& b, State<N>& sta
 }
 
 // Grid: (sequence, segment, head, slice), the slice fastest. Warps: producers, then slice / 16 walkers; as many again, for M, if transfers are to be found.
-template <int N>
+template <class Stored, int N>
 __global__ void __maxnreg__(N > 64 ? 168 : 128) wkv_chunked_kernel(Wkv a, WkvPlan plan, Part part) {
   duet_gpu::let_next_start();
   extern __shared__ float4 shared[];
@@ -688,13 +689,13 @@ __global__ void __maxnreg__(N > 64 ? 168 : 128) wkv_chunked_kernel(Wkv a, WkvPla
 
   const int warp_value = walker % (slice / 16) * 16, row_begin = slice_begin + warp_value;
   const bool valued = walker < slice / 16;  // else one that finds M
-  float* const rows = a.state + (slot < 0 ? 0 : slot * a.slot_stride) + (static_cast<uint64_t>(head) * N + row_begin) * N;
+  Stored* const rows = static_cast<Stored*>(a.state) + (slot < 0 ? 0 : slot * a.slot_stride) + (static_cast<uint64_t>(head) * N + row_begin) * N;
   const auto transfer_of = [&](uint32_t i) {
     return part.transfers + (static_cast<uint64_t>(first / part.length + seq + i) * a.n_head + head) * Transfer<N>::kSize;
   };
   State<N> state;
   if (segment == 0) {
-    if (slot >= 0) state.each(lane, [&](float& x, int row, int key) { x = rows[row * N + key]; });
+    if (slot >= 0) state.each(lane, [&](float& x, int row, int key) { x = duet_gpu::to_f32(rows[row * N + key]); });
   } else if (kTakesSegments<N> && !transfer) {
     load_rest(state, transfer_of(0), row_begin / 16, lane);
     for (uint32_t i = 1; i < segment; ++i) compose(state, transfer_of(i), row_begin / 16, lane);
@@ -703,7 +704,7 @@ __global__ void __maxnreg__(N > 64 ? 168 : 128) wkv_chunked_kernel(Wkv a, WkvPla
   }
   transfer ? walk<N, false>(a, share, state, warp_value, valued, lane) : walk<N, true>(a, share, state, warp_value, true, lane);
   if (segment + 1 == segments) {
-    if (slot >= 0) state.each(lane, [&](float& x, int row, int key) { rows[row * N + key] = x; });
+    if (slot >= 0) state.each(lane, [&](float& x, int row, int key) { rows[row * N + key] = duet_gpu::to_stored<Stored>(x); });
   } else if (kTakesSegments<N> && part.begin == 0) {
     float* const to = transfer_of(segment);
     if (valued) {
@@ -779,12 +780,15 @@ Error wkv_chunked(const Wkv& a, const WkvPlan& plan, void* scratch, duet_gpu::St
   const uint32_t n = a.head_size;
   const bool cut = plan.slice >= 16 && plan.slice <= n && (plan.slice & (plan.slice - 1)) == 0;
   const bool segmented = plan.segment > 0 && a.max_len > plan.segment;
-  if (!wkv_chunked_takes(n) || !cut || plan.producers < 1 || plan.stages < plan.producers || a.slot_stride % 4 != 0) return cudaErrorInvalidValue;
+  if (!wkv_chunked_takes(n) || !cut || plan.producers < 1 || plan.stages < plan.producers) return cudaErrorInvalidValue;
   if (segmented && (n > 64 || plan.segment % kChunk != 0 || scratch == nullptr)) return cudaErrorInvalidValue;
   if (a.n_seqs == 0 || a.n_head == 0 || a.n_tokens == 0) return cudaSuccess;
 
   const size_t bytes = plan.stages * stage_bytes(n, plan.slice);
-  const auto kernel = n == 32 ? wkv_chunked_kernel<32> : n == 64 ? wkv_chunked_kernel<64> : wkv_chunked_kernel<128>;
+  const auto kernel = duet_gpu::with_stored(a.stored, [n](auto of) {
+    using S = decltype(of);
+    return n == 32 ? wkv_chunked_kernel<S, 32> : n == 64 ? wkv_chunked_kernel<S, 64> : wkv_chunked_kernel<S, 128>;
+  });
   const auto launch = [&](const Part& part, uint32_t walkers) -> Error {
     const uint32_t warps = plan.producers + walkers;
     const uint64_t blocks = static_cast<uint64_t>(a.n_seqs) * part.segments * a.n_head * (n / plan.slice);

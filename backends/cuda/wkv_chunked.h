@@ -1,7 +1,7 @@
 // wkv by chunks of 16 tokens on tensor cores: parallel mode of all but f32 weights.
 //
 // Operands of the products are tf32, sums and the state f32: y and the final state are within 1e-3 of exact ones in the L2 norm.
-// Nothing is rounded at the ends: a sequence of any length takes exactly its own decays.
+// A sequence of any length takes exactly its own decays. The state is rounded as it is stored, once a call.
 #pragma once
 #include "gpu/wkv.h"
 
@@ -29,7 +29,7 @@ uint64_t wkv_scratch_bytes(const WkvPlan& plan, uint32_t n_tokens, uint32_t n_se
 uint64_t wkv_scratch_bytes(uint32_t n_tokens, uint32_t n_seqs, uint32_t n_head, uint32_t head_size);
 
 // y and the states of the slots, for all packed sequences. `scratch` has wkv_scratch_bytes for the capacities of `a`; null: without segments, whose
-// results differ by rounding. Pointers and slot_stride are multiples of 16 bytes. cudaErrorInvalidValue for a head size that is not taken or a plan
+// results differ by rounding. Pointers are multiples of 16 bytes. cudaErrorInvalidValue for a head size that is not taken or a plan
 // that does not fit the device.
 duet_gpu::Error wkv_chunked(const duet_gpu::Wkv& a, void* scratch, duet_gpu::Stream stream);
 duet_gpu::Error wkv_chunked(const duet_gpu::Wkv& a, const WkvPlan& plan, void* scratch, duet_gpu::Stream stream);

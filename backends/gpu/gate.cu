@@ -1,5 +1,7 @@
 #include "gpu/gate.h"
 
+#include "gpu/stored.h"
+
 namespace duet_gpu {
 namespace {
 
@@ -139,11 +141,11 @@ __device__ __forceinline__ float2 head_sum(float a, float b, float2 (&part)[N / 
   return s;
 }
 
-// Block (head, sequence) of 4 N threads. Thread (value row, quarter) has the N/4 elements of S in the columns 4 quarter + 16 j
-// onward, in registers from one load to one store; the vectors pass through shared memory.
-template <class T, int N>
+// Block (head, sequence) of 4 N threads. Thread (value row, quarter) has the N/4 elements of S in the pieces of 16 bytes quarter + 4 i
+// of the row, in registers from one load to one store; the vectors pass through shared memory.
+template <class T, class Stored, int N>
 __global__ void __launch_bounds__(4 * N, 1280 / (4 * N)) recurrent_heads_kernel(RecurrentHeads a) {
-  constexpr int kQuads = N / 16;
+  constexpr int kFours = kFoursOf16Bytes<Stored>, kQuads = N / 16, kPieces = kQuads / kFours;
   __shared__ HeadVectors<N> x;
   __shared__ float2 part[3][N / 32];
   let_next_start();
@@ -161,10 +163,10 @@ __global__ void __launch_bounds__(4 * N, 1280 / (4 * N)) recurrent_heads_kernel(
   if (empty) return;
 
   const uint32_t row = i / 4, quarter = i % 4;
-  float4* state = slot < 0 ? nullptr : reinterpret_cast<float4*>(a.state + static_cast<uint64_t>(slot) * a.slot_stride + h * (N * N) + row * N) + quarter;
-  float4 S[kQuads];
+  uint4* state = slot < 0 ? nullptr : reinterpret_cast<uint4*>(static_cast<Stored*>(a.state) + static_cast<uint64_t>(slot) * a.slot_stride + h * (N * N) + row * N) + quarter;
+  uint4 stored[kPieces];
 #pragma unroll
-  for (int j = 0; j < kQuads; ++j) S[j] = state ? __ldcs(state + 4 * j) : float4{0, 0, 0, 0};
+  for (int i = 0; i < kPieces; ++i) stored[i] = state ? __ldcs(state + 4 * i) : uint4{0, 0, 0, 0};
 
   float kk = 0, k = 0, r = 0, v = 0, in_context = 0, square = 0, bonus = 0;
   const uint64_t at = static_cast<uint64_t>(t) * C + channel;
@@ -191,7 +193,10 @@ __global__ void __launch_bounds__(4 * N, 1280 / (4 * N)) recurrent_heads_kernel(
   }
   __syncthreads();
 
-  const auto column = [&](const float* p, int j) { return reinterpret_cast<const float4*>(p)[quarter + 4 * j]; };
+  float4 S[kQuads];
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) unpack_16_bytes<Stored>(stored[i], S + i * kFours);
+  const auto column = [&](const float* p, int j) { return reinterpret_cast<const float4*>(p)[(quarter + 4 * (j / kFours)) * kFours + j % kFours]; };
   float removed = 0;  // of S (-kk), this row
 #pragma unroll
   for (int j = 0; j < kQuads; ++j) {
@@ -210,7 +215,7 @@ __global__ void __launch_bounds__(4 * N, 1280 / (4 * N)) recurrent_heads_kernel(
     S[j].z = S[j].z * w.z + removed * b.z + value * k4.z;
     S[j].w = S[j].w * w.w + removed * b.w + value * k4.w;
     y += S[j].x * r4.x + S[j].y * r4.y + S[j].z * r4.z + S[j].w * r4.w;
-    if (state) __stcs(state + 4 * j, S[j]);
+    if (j % kFours == kFours - 1 && state) __stcs(state + 4 * (j / kFours), pack_16_bytes<Stored>(S + j / kFours * kFours));
   }
   y += __shfl_xor_sync(~0u, y, 1);
   y += __shfl_xor_sync(~0u, y, 2);
@@ -239,10 +244,13 @@ Error norm_gate(const NormGate& p, Stream stream) {
 bool recurrent_heads_takes(uint32_t head_size) { return head_size == 32 || head_size == 64 || head_size == 128; }
 
 Error recurrent_heads(const RecurrentHeads& a, Stream stream) {
-  const auto kernel = a.head_size == 32   ? (a.bf16 ? recurrent_heads_kernel<bf16, 32> : recurrent_heads_kernel<float, 32>)
-                      : a.head_size == 64 ? (a.bf16 ? recurrent_heads_kernel<bf16, 64> : recurrent_heads_kernel<float, 64>)
-                                          : (a.bf16 ? recurrent_heads_kernel<bf16, 128> : recurrent_heads_kernel<float, 128>);
-  return launch(kernel, dim3(a.n_head, a.n_seqs), dim3(4 * a.head_size), 0, stream, a);
+  return with_stored(a.stored, [&](auto of) {
+    using S = decltype(of);
+    const auto kernel = a.head_size == 32   ? (a.bf16 ? recurrent_heads_kernel<bf16, S, 32> : recurrent_heads_kernel<float, S, 32>)
+                        : a.head_size == 64 ? (a.bf16 ? recurrent_heads_kernel<bf16, S, 64> : recurrent_heads_kernel<float, S, 64>)
+                                            : (a.bf16 ? recurrent_heads_kernel<bf16, S, 128> : recurrent_heads_kernel<float, S, 128>);
+    return launch(kernel, dim3(a.n_head, a.n_seqs), dim3(4 * a.head_size), 0, stream, a);
+  });
 }
 
 }  // namespace duet_gpu

@@ -1,6 +1,7 @@
 // What stands between the products and the wkv recurrence, in f32. All pointers are device memory, [n_tokens, C] unless said
 // otherwise, C = n_head * head_size; head sizes are multiples of 8 up to 256. Equations: docs/mathematics.md.
 #pragma once
+#include "duet_types.h"
 #include "gpu/port.h"
 
 namespace duet_gpu {
@@ -43,7 +44,8 @@ struct RecurrentHeads {
   float* v_first;  // written in layer 0 (lv null), else read
   void* out;       // (m)
   bool bf16;
-  float* state;    // as in Wkv
+  void* state;     // as in Wkv
+  duet_dtype stored;
   uint64_t slot_stride;
   const int32_t *used, *starts, *slots;
   uint32_t n_seqs, n_head, head_size;

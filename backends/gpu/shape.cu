@@ -1,5 +1,7 @@
 #include "gpu/shape.h"
 
+#include "gpu/stored.h"
+
 namespace duet_gpu {
 namespace {
 
@@ -53,6 +55,27 @@ Error activate_as(const float* src, T* dst, Activation f, const int32_t* used, u
   return launch(kernel, dim3(static_cast<uint32_t>(blocks < 2048 ? blocks : 2048)), dim3(256), 0, stream, src, dst, used, width);
 }
 
+constexpr uint32_t kWidth = 256;  // threads of a block
+
+// One row in a block's y, four numbers a thread.
+template <class Stored>
+__global__ void widen_kernel(const Stored* stored, uint64_t stride, float* plain, uint64_t width) {
+  let_next_start();
+  wait_for_inputs();
+  const uint64_t at = 4ull * (blockIdx.x * kWidth + threadIdx.x);
+  if (at < width) store_four(plain + blockIdx.y * width + at, load_four(stored + blockIdx.y * stride + at));
+}
+
+template <class Stored>
+__global__ void narrow_kernel(const float* plain, Stored* stored, uint64_t stride, uint64_t width) {
+  let_next_start();
+  wait_for_inputs();
+  const uint64_t at = 4ull * (blockIdx.x * kWidth + threadIdx.x);
+  if (at < width) store_four(stored + blockIdx.y * stride + at, load_four(plain + blockIdx.y * width + at));
+}
+
+dim3 fours_of(uint32_t rows, uint64_t width) { return dim3(static_cast<uint32_t>((width / 4 + kWidth - 1) / kWidth), rows); }
+
 }  // namespace
 
 Error transpose(const void* src, void* dst, uint32_t rows, uint32_t columns, uint32_t element_bytes, Stream stream) {
@@ -64,6 +87,20 @@ Error transpose(const void* src, void* dst, uint32_t rows, uint32_t columns, uin
 Error activate(const float* src, void* dst, bool bf16_out, Activation f, const int32_t* used, uint32_t n_rows, uint32_t width, Stream stream) {
   if (bf16_out) return activate_as(src, static_cast<bf16*>(dst), f, used, n_rows, width, stream);
   return activate_as(src, static_cast<float*>(dst), f, used, n_rows, width, stream);
+}
+
+Error widen(const void* stored, duet_dtype t, uint64_t stride, float* plain, uint32_t rows, uint64_t width, Stream stream) {
+  return with_stored(t, [&](auto of) {
+    using Stored = decltype(of);
+    return launch(widen_kernel<Stored>, fours_of(rows, width), dim3(kWidth), 0, stream, static_cast<const Stored*>(stored), stride, plain, width);
+  });
+}
+
+Error narrow(const float* plain, void* stored, duet_dtype t, uint64_t stride, uint32_t rows, uint64_t width, Stream stream) {
+  return with_stored(t, [&](auto of) {
+    using Stored = decltype(of);
+    return launch(narrow_kernel<Stored>, fours_of(rows, width), dim3(kWidth), 0, stream, plain, static_cast<Stored*>(stored), stride, width);
+  });
 }
 
 }  // namespace duet_gpu

@@ -1,13 +1,14 @@
 // wkv token by token in f32. The state stays in registers: `lanes` neighbouring threads share a value row, each with sixteen keys of it.
 // A block walks one sequence with `rows` value rows of one head; rows do not depend on each other.
 // Vectors of several tokens at a time come through registers into shared memory while the tokens before them are computed.
+#include "gpu/stored.h"
 #include "gpu/wkv.h"
 
 namespace duet_gpu {
 namespace {
 
 constexpr int kThreads = 256;  // at most
-constexpr int kKeys = 16;      // of a thread, as four 16-byte pieces `lanes` pieces apart: neighbours read neighbouring bytes
+constexpr int kKeys = 16;      // of a thread, as four times four keys `lanes` pieces apart: neighbours read neighbouring bytes
 
 struct Shape {
   int lanes, rows;  // powers of two; lanes * rows threads, whole warps; rows a multiple of 16
@@ -33,9 +34,9 @@ __device__ __forceinline__ float dot(const float4& a, const float4& b) { return 
 
 __device__ __forceinline__ float step(float s, float w, float u, float beta, float v, float k) { return fmaf(s, w, fmaf(u, beta, v * k)); }
 
-// kWhole: lanes * 16 keys and slices * rows values are exactly the head, and pieces of the state are aligned to 16 bytes.
+// kWhole: lanes * 16 keys and slices * rows values are exactly the head, and four keys of the state are aligned to their size.
 // kItems: for how many tokens of a tile each thread fetches a key; 1 for tiles of one token.
-template <bool kWhole, int kItems>
+template <class Stored, bool kWhole, int kItems>
 __global__ void __launch_bounds__(kThreads, kItems == 1 ? 3 : 2) wkv_sequential_kernel(Wkv a, Shape shape) {
   let_next_start();
   wait_for_inputs();
@@ -49,18 +50,18 @@ __global__ void __launch_bounds__(kThreads, kItems == 1 ? 3 : 2) wkv_sequential_
 
   const int lane = tid % shape.lanes, row = tid / shape.lanes, value = slice * shape.rows + row;
   float4 s[kKeys / 4] = {};
-  float* const mine = a.state + (slot < 0 ? 0 : slot * a.slot_stride) + (static_cast<uint64_t>(head) * n + value) * n;  // read only where slot >= 0
+  Stored* const mine = static_cast<Stored*>(a.state) + (slot < 0 ? 0 : slot * a.slot_stride) + (static_cast<uint64_t>(head) * n + value) * n;  // read only where slot >= 0
   if (slot >= 0 && (kWhole || value < n)) {
 #pragma unroll
     for (int j = 0; j < kKeys / 4; ++j) {
       const int key = 4 * (lane + shape.lanes * j);
       if constexpr (kWhole) {
-        s[j] = *reinterpret_cast<const float4*>(mine + key);
+        s[j] = load_four(mine + key);
       } else {
-        if (key < n) s[j].x = mine[key];
-        if (key + 1 < n) s[j].y = mine[key + 1];
-        if (key + 2 < n) s[j].z = mine[key + 2];
-        if (key + 3 < n) s[j].w = mine[key + 3];
+        if (key < n) s[j].x = to_f32(mine[key]);
+        if (key + 1 < n) s[j].y = to_f32(mine[key + 1]);
+        if (key + 2 < n) s[j].z = to_f32(mine[key + 2]);
+        if (key + 3 < n) s[j].w = to_f32(mine[key + 3]);
       }
     }
   }
@@ -129,12 +130,12 @@ __global__ void __launch_bounds__(kThreads, kItems == 1 ? 3 : 2) wkv_sequential_
     for (int j = 0; j < kKeys / 4; ++j) {
       const int to = 4 * (lane + shape.lanes * j);
       if constexpr (kWhole) {
-        *reinterpret_cast<float4*>(mine + to) = s[j];
+        store_four(mine + to, s[j]);
       } else {
-        if (to < n) mine[to] = s[j].x;
-        if (to + 1 < n) mine[to + 1] = s[j].y;
-        if (to + 2 < n) mine[to + 2] = s[j].z;
-        if (to + 3 < n) mine[to + 3] = s[j].w;
+        if (to < n) mine[to] = to_stored<Stored>(s[j].x);
+        if (to + 1 < n) mine[to + 1] = to_stored<Stored>(s[j].y);
+        if (to + 2 < n) mine[to + 2] = to_stored<Stored>(s[j].z);
+        if (to + 3 < n) mine[to + 3] = to_stored<Stored>(s[j].w);
       }
     }
   }
@@ -170,9 +171,12 @@ Error wkv_sequential(const Wkv& a, Stream stream) {
   const uint64_t blocks = pairs * shape.slices;
   if (blocks > 0x7fffffffu) return kInvalid;
   const size_t bytes = static_cast<size_t>(shape.tile) * (kVectors * shape.lanes * kKeys + shape.rows) * sizeof(float);
-  const auto kernel = whole ? (single ? wkv_sequential_kernel<true, 1> : wkv_sequential_kernel<true, 4>)
-                            : (single ? wkv_sequential_kernel<false, 1> : wkv_sequential_kernel<false, 4>);
-  return launch(kernel, dim3(static_cast<uint32_t>(blocks)), dim3(static_cast<uint32_t>(shape.lanes * shape.rows)), bytes, stream, a, shape);
+  return with_stored(a.stored, [&](auto of) {
+    using S = decltype(of);
+    const auto kernel = whole ? (single ? wkv_sequential_kernel<S, true, 1> : wkv_sequential_kernel<S, true, 4>)
+                              : (single ? wkv_sequential_kernel<S, false, 1> : wkv_sequential_kernel<S, false, 4>);
+    return launch(kernel, dim3(static_cast<uint32_t>(blocks)), dim3(static_cast<uint32_t>(shape.lanes * shape.rows)), bytes, stream, a, shape);
+  });
 }
 
 }  // namespace duet_gpu

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "duet_stage.h"
 #include "reference.h"
 
 static duet_status out_of_memory(struct reference* r, const char* what, uint64_t bytes) {
@@ -103,18 +104,20 @@ static void queue_free(void* self, duetp_queue* q) { (void)self, (void)q; }
 
 static duet_status state_new(void* self, const duetp_shape* s, uint32_t n_slots, duet_dtype wkv, duetp_state** out) {
   struct reference* r = self;
-  if (wkv != DUET_F32) return r->host.fail(r->host.self, DUET_E_UNSUPPORTED, "this device keeps the wkv state in f32 only");
+  if (wkv != DUET_F32 && wkv != DUET_BF16 && wkv != DUET_F16) return r->host.fail(r->host.self, DUET_E_UNSUPPORTED, "this device keeps the wkv state in f32, bf16 and f16 only");
   const uint64_t layer = 2 * (uint64_t)s->n_embd + (uint64_t)s->n_embd * s->head_size;
   const uint64_t slot = layer * s->n_layer, bytes = slot * n_slots * sizeof(float);
-  duetp_state* st = zeroed(r, sizeof *st);
-  if (!st) return out_of_memory(r, "a state", bytes);
+  struct reference_state* own = zeroed(r, sizeof *own);
+  if (!own) return out_of_memory(r, "a state", bytes);
+  duetp_state* st = &own->state;
+  own->stored = wkv;
   st->shape = *s;
   st->n_slots = n_slots;
   st->slot_floats = slot;
   st->layer_floats = layer;
   st->data = zeroed(r, bytes);
   if (!st->data) {
-    r->host.free(r->host.self, st);
+    r->host.free(r->host.self, own);
     return out_of_memory(r, "a state", bytes);
   }
   *out = st;
@@ -122,8 +125,11 @@ static duet_status state_new(void* self, const duetp_shape* s, uint32_t n_slots,
 }
 
 static duet_status state_copy(void* self, duetp_queue* q, duetp_state* dst, uint32_t dst_slot, const duetp_state* src, uint32_t src_slot) {
-  (void)self, (void)q;
+  struct reference* r = self;
   float* to = dst->data + dst_slot * dst->slot_floats;
+  (void)q;
+  if (src && ((const struct reference_state*)src)->stored != ((const struct reference_state*)dst)->stored)
+    return r->host.fail(r->host.self, DUET_E_INVALID, "state_copy: the wkv states are stored in different dtypes; export one and import it");
   if (src)
     memmove(to, src->data + src_slot * src->slot_floats, (size_t)dst->slot_floats * sizeof(float));
   else
@@ -145,6 +151,12 @@ static void move_state(const duetp_state* s, uint32_t slot, float* const out[3],
   move_part(s, slot, 0, c, out[0], in[0]);
   move_part(s, slot, c, m, out[1], in[1]);
   move_part(s, slot, c + m, c, out[2], in[2]);
+  const duet_dtype stored = ((const struct reference_state*)s)->stored;
+  if (!in[1] || stored == DUET_F32) return;
+  for (uint32_t i = 0; i < s->shape.n_layer; ++i) {
+    float* S = duetp_host_wkv(s, (int32_t)slot, i);
+    for (uint64_t j = 0; j < m; ++j) S[j] = duetp_stored(S[j], stored);
+  }
 }
 
 static duet_status state_export(void* self, duetp_queue* q, const duetp_state* s, uint32_t slot, float* att_x, float* wkv, float* ffn_x) {

@@ -15,6 +15,12 @@ struct reference {
   duetp_device device;
 };
 
+/* Every state of this backend. Its memory is f32; where `stored` is bf16 or f16, S holds numbers of that dtype only. */
+struct reference_state {
+  duetp_state state;
+  duet_dtype stored;
+};
+
 /* What a plugin made of this one puts into its own table (plugin.c). */
 duet_status duet_reference_open(const duetp_host* host, void** self);
 void duet_reference_close(void* self);

@@ -1,5 +1,6 @@
 /* The nine stages of RWKV-7 in the plainest C: the oracle that every other kernel is checked against. Storage is f32, sums
- * are in double. Equations: docs/mathematics.md. Both modes are the same code here: tokens are walked in order. */
+ * are in double. Equations: docs/mathematics.md. Both modes are the same code here: tokens are walked in order, and S is rounded
+ * where the pass leaves it in the state. */
 #include <math.h>
 #include <string.h>
 
@@ -180,8 +181,10 @@ static duet_status wkv(void* self, duetp_queue* q, const duetp_stage* a) {
           s.y[at + i] = (float)sum;
         }
       }
-      if (state && seq.first < seq.end)
-        for (uint32_t i = 0; i < N * N; ++i) state[i] = (float)S[i];
+      if (state && seq.first < seq.end) {
+        const duet_dtype stored = ((const struct reference_state*)s.run.state)->stored;
+        for (uint32_t i = 0; i < N * N; ++i) state[i] = duetp_stored((float)S[i], stored);
+      }
     }
   }
   ref->host.free(ref->host.self, S);

@@ -75,6 +75,7 @@ Device absorb(const duetp_device& theirs, const duetp_device_info& info, const s
   if (reference == nullptr) fail(DUET_E_INTERNAL, "{}: the reference must have memory of its own", who);
   for_memory_slots([&]<auto slot>(const char*) { d.table.*slot = reference->table.*slot; });
   d.memory_self = reference->memory_self;
+  d.f32_states = d.wkv.fn || d.layers || d.step;
   d.info.caps |= DUETP_CAP_BORROWS_WEIGHTS;  // as the reference's layers do
   for_stages([&]<auto stage, auto slot>(const char*) {
     if (!(d.*stage).fn) d.*stage = reference->*stage;

@@ -28,6 +28,7 @@ struct Device {
   Stage sample;                                    // may be absent
   duetp_step_fn layers = nullptr, step = nullptr;  // with table.self
   bool own_stages = false;                         // all nine are the plugin's
+  bool f32_states = false;                         // it computes wkv on the host's states, which it knows in f32 only
   bool has(uint64_t cap) const { return (info.caps & cap) == cap; }
   bool records() const { return table.record_begin != nullptr; }
   // "" if it can, else the plugin's sentence

@@ -57,7 +57,7 @@ class Buffer {
 
 // A state of the reference's.
 struct State {
-  State(const Reference& r, const duetp_shape& s, uint32_t n_slots) : reference(r) { check(r->state_new(r.of(), &s, n_slots, DUET_F32, &state)); }
+  State(const Reference& r, const duetp_shape& s, uint32_t n_slots, duet_dtype stored) : reference(r) { check(r->state_new(r.of(), &s, n_slots, stored, &state)); }
   State(const State&) = delete;
   State& operator=(const State&) = delete;
   ~State() { reference->state_free(reference.of(), state); }
@@ -174,6 +174,7 @@ class Validate : public duetp::Interposer {
         args_.layer = layer->layer;
         weights_ = weights;
       }
+      stored_ = v.stored_of(c.args.state);
       used_ = v.read<int32_t>(c.queue, frame_.used, 3);
       frame_.n_tokens = static_cast<uint32_t>(used_[0]), frame_.n_seqs = static_cast<uint32_t>(used_[1]), frame_.n_rows = static_cast<uint32_t>(used_[2]);
       starts_ = v.read<int32_t>(c.queue, frame_.starts, frame_.n_seqs + uint64_t{1});
@@ -221,7 +222,7 @@ class Validate : public duetp::Interposer {
         for (uint32_t l = 0; l < call_.shape.n_layer; ++l) {
           const auto at = [&](const std::vector<float>& p) { return reinterpret_cast<const unsigned char*>(p.data() + l * part_floats()); };
           const bool own = l == call_.args.layer_index && starts_[s] < starts_[s + 1];
-          judge(compare(at(got), at(want), DUET_F32, part_floats()), own ? tolerance(call_, weights_, DUET_F32, "the state") : 0, "the state", [&](uint64_t i) {
+          judge(compare(at(got), at(want), DUET_F32, part_floats()), own ? state_tolerance() : 0, "the state", [&](uint64_t i) {
             return "slot " + std::to_string(slots_[s]) + (l == call_.args.layer_index ? "" : " of layer " + std::to_string(l)) + ", element " + std::to_string(i);
           });
         }
@@ -244,6 +245,11 @@ class Validate : public duetp::Interposer {
       return frames_.emplace_back(std::make_unique<Buffer>(v_.reference_, std::vector<unsigned char>(p, p + words.size() * sizeof(int32_t)), 0))->ref();
     }
 
+    // Stored in two bytes, a number beside a tie may be one unit away.
+    double state_tolerance() const {
+      const double unit = !wkv() || stored_ == DUET_F32 ? 0 : stored_ == DUET_F16 ? 0x1p-10 : 0x1p-7;
+      return unit + tolerance(call_, weights_, DUET_F32, "the state");
+    }
     // Which part of the state the stage reads and replaces
     bool att_x() const { return call_.is(&duetp_ops::shift_mix); }
     bool wkv() const { return call_.is(&duetp_ops::wkv); }
@@ -258,7 +264,7 @@ class Validate : public duetp::Interposer {
     void take_state() {
       if (!att_x() && !wkv() && !ffn_x()) return;
       const Reference& r = v_.reference_;
-      state_.emplace(r, call_.shape, frame_.n_seqs);
+      state_.emplace(r, call_.shape, frame_.n_seqs, stored_);
       args_.state = state_->state;
       for (size_t s = 0; s < slots_.size(); ++s) {
         if (slots_[s] < 0) continue;
@@ -285,6 +291,7 @@ class Validate : public duetp::Interposer {
     duetp_frame frame_;
     duet_dtype weights_ = 0;
     std::vector<int32_t> used_, starts_, slots_;
+    duet_dtype stored_ = DUET_F32;  // of the wkv matrices of the state
     std::map<std::pair<const duetp_buffer*, uint64_t>, std::unique_ptr<Buffer>> copies_;
     std::vector<std::unique_ptr<Buffer>> frames_;
     std::optional<State> state_;

@@ -19,6 +19,8 @@ struct Context {
 
 // Buffers, transfers, states. Lines "memory" and "state".
 void check_memory(Context& x);
+// States that store the wkv matrices in f16 and bf16, where the device takes them. Lines "state in f16", "state in bf16".
+void check_stored(Context& x);
 // Each stage of the plugin's own against the reference. Lines "wkv", "linear r" ...
 void check_stages(Context& x);
 // The stage that draws tokens, which a device need not have. Line "sample".

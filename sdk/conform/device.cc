@@ -51,9 +51,13 @@ long Device::close() {
 
 void Device::check(duet_status status) {
   if (status == DUET_OK) return;
-  std::string said = std::exchange(host_.sentence, "");
-  if (said.empty() && filler_) said = std::exchange(filler_->host_.sentence, "");  // a memory slot that the plugin left to the reference
-  throw std::runtime_error("status " + std::to_string(status) + ": " + (said.empty() ? "no reason given" : said));
+  throw std::runtime_error("status " + std::to_string(status) + ": " + said());
+}
+
+std::string Device::said() {
+  std::string sentence = std::exchange(host_.sentence, "");
+  if (sentence.empty() && filler_) sentence = std::exchange(filler_->host_.sentence, "");  // a memory slot that the plugin left to the reference
+  return sentence.empty() ? "no reason given" : sentence;
 }
 
 bool Device::offers(Stage stage) const {

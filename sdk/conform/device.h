@@ -28,6 +28,7 @@ class Device {
   Device& operator=(const Device&) = delete;
 
   void check(duet_status status);
+  std::string said();  // the sentence of the call that has just failed
   void wait() { check(device_.table.queue_wait(self(), queue_)); }
   // Enqueues one stage; it has run after wait(), or in a recording not at all.
   void run(Stage stage, const duetp_stage& a) { check((device_.*stage)(queue_, a)); }

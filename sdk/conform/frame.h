@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "conform/model.h"
+#include "duet_stage.h"
 
 namespace conform {
 
@@ -56,8 +57,8 @@ class Frame {
 // Slots filled with numbers that depend on slot and position only
 class State {
  public:
-  State(Device& d, const duetp_shape& s, uint32_t n_slots) : device_(d), shape_(s), n_slots_(n_slots) {
-    d.check(d->state_new(d.self(), &s, n_slots, DUET_F32, &state_));
+  State(Device& d, const duetp_shape& s, uint32_t n_slots, duet_dtype stored = DUET_F32) : device_(d), shape_(s), n_slots_(n_slots), stored_(stored) {
+    d.check(d->state_new(d.self(), &s, n_slots, stored, &state_));
     for (uint32_t slot = 0; slot < n_slots; ++slot) set(slot, initial(slot));
   }
   ~State() { device_->state_free(device_.self(), state_); }
@@ -74,6 +75,12 @@ class State {
     Random random(1000 + i);
     std::vector<float> v(size_t{shape_.n_layer} * shape_.n_embd * (2 + shape_.head_size));
     for (float& f : v) f = random.next();
+    return rounded(std::move(v));
+  }
+  // The slot as a state of this dtype keeps it
+  std::vector<float> rounded(std::vector<float> v) const {
+    const size_t LC = size_t{shape_.n_layer} * shape_.n_embd;
+    for (float* S = v.data() + LC; S < v.data() + LC * (1 + shape_.head_size); ++S) *S = duetp_stored(*S, stored_);
     return v;
   }
   std::vector<float> slot(uint32_t i) {  // att_x, wkv, ffn_x
@@ -111,6 +118,7 @@ class State {
   Device& device_;
   duetp_shape shape_;
   uint32_t n_slots_;
+  duet_dtype stored_;
   duetp_state* state_ = nullptr;
 };
 

@@ -132,7 +132,7 @@ int run(const Options& o) {
   const std::string spec = device.slots().spec, name = device.slots().info.name;
   Report report(o.json, o.expect);
   Context x{device, reference, report, o.seed, o.quick, o.stage};
-  if (o.rung == 0) check_memory(x);
+  if (o.rung == 0) check_memory(x), check_stored(x);
   if (o.rung <= 1) check_stages(x);
   if (o.rung == 0) check_sample(x);
   for (uint32_t rung = 1; rung <= 3; ++rung)

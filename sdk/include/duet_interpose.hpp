@@ -111,6 +111,12 @@ class Interposer {
   const duetp_device& below;      // with every gap filled
   const duetp_device_info& info;  // of the device below
 
+  // In which dtype a state stores the wkv matrices.
+  duet_dtype stored_of(const duetp_state* s) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = stored_.find(s);
+    return found == stored_.end() ? duet_dtype{DUET_F32} : found->second;
+  }
   // Ends the call with this status, and with `sentence` for the user.
   [[noreturn]] void fail(duet_status status, const std::string& sentence) const { throw Failure{host.fail(host.self, status, sentence.c_str())}; }
   // Ends the call with a status that is not DUET_OK, and the sentence that came with it.
@@ -187,6 +193,26 @@ class Interposer {
     }
     me.below.layer_free(me.below.self, layer);
   }
+  static duet_status new_state(void* self, const duetp_shape* s, uint32_t n_slots, duet_dtype wkv, duetp_state** out) {
+    auto& me = *static_cast<Interposer*>(self);
+    duetp_state* state = nullptr;
+    const duet_status status = me.guarded([&] {
+      check(me.below.state_new(me.below.self, s, n_slots, wkv, &state));
+      const std::lock_guard<std::mutex> lock(me.mutex_);
+      me.stored_[state] = wkv;
+    });
+    if (status == DUET_OK) return *out = state, DUET_OK;
+    if (state) me.below.state_free(me.below.self, state);
+    return status;
+  }
+  static void free_state(void* self, duetp_state* s) {
+    auto& me = *static_cast<Interposer*>(self);
+    {
+      const std::lock_guard<std::mutex> lock(me.mutex_);
+      me.stored_.erase(s);
+    }
+    me.below.state_free(me.below.self, s);
+  }
   const duetp_shape& shape_of(const duetp_layer* layer) {
     const std::lock_guard<std::mutex> lock(mutex_);
     return shapes_.at(layer);
@@ -206,10 +232,13 @@ class Interposer {
     };
     device_.layer_new = new_layer;
     device_.layer_free = free_layer;
+    device_.state_new = new_state;
+    device_.state_free = free_state;
   }
 
   std::mutex mutex_;
   std::map<const duetp_layer*, duetp_shape> shapes_;
+  std::map<const duetp_state*, duet_dtype> stored_;
   duetp_ops ops_{};
   duetp_device device_{};
 };

@@ -41,6 +41,19 @@ static inline float duetp_f32_of_f16(uint16_t h) {
   if (exponent) return duetp_f32_of_bits(sign | (exponent + 112) << 23 | fraction << 13);
   return duetp_f32_of_bits(sign | duetp_bits_of_f32((float)fraction * 0x1p-24f));
 }
+/* to nearest, ties to even, and saturated: what would be infinite is +-65504; NaN stays NaN */
+static inline uint16_t duetp_f16_of_f32(float f) {
+  const uint32_t bits = duetp_bits_of_f32(f), sign = bits >> 16 & 0x8000, u = bits & 0x7fffffffu;
+  if (u > 0x7f800000u) return (uint16_t)(sign | 0x7e00);
+  if (u >= 0x477fe000u) return (uint16_t)(sign | 0x7bff);
+  if (u < 0x38800000u) return (uint16_t)(sign | (duetp_bits_of_f32(duetp_f32_of_bits(u) + 0.5f) - 0x3f000000u)); /* below 2^-14: multiples of 2^-24, to which the sum is rounded */
+  return (uint16_t)(sign | (u + 0xfffu + (u >> 13 & 1) - 0x38000000u) >> 13);
+}
+/* a number of S as a state that stores f32, bf16 or f16 keeps it (docs/states.md) */
+static inline float duetp_stored(float f, duet_dtype t) {
+  if (t == DUET_BF16) return duetp_f32_of_bf16(duetp_bf16_of_f32(f));
+  return t == DUET_F16 ? duetp_f32_of_f16(duetp_f16_of_f32(f)) : f;
+}
 /* element i of an array of f32, bf16 or f16 */
 static inline float duetp_get(const void* p, duet_dtype t, uint64_t i) {
   if (t == DUET_F32) return ((const float*)p)[i];

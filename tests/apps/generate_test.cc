@@ -52,6 +52,17 @@ TEST_CASE("greedy ways of sampling agree") {
   CHECK(text_of({"--temperature", "0", "--mode", "recurrent", "--dtype", "f32"}) == text_of({"--temperature", "0", "--mode", "parallel", "--dtype", "f32"}));
 }
 
+TEST_CASE("the state is stored as --state says, where the backend can") {
+  const auto text = [](const char* stored) { return text_of({"--temperature", "0", "--dtype", "f32", "--backend", "reference", "--state", stored}); };
+  CHECK(text("f32") == text_of({"--temperature", "0", "--dtype", "f32", "--backend", "reference"}));
+  for (const char* stored : {"f16", "bf16"}) CHECK_FALSE(text(stored).empty());
+  CHECK(run({"generate", "--prompt", kPrompt, "--state", "q8"}).code == 2);
+  if (good({"backends"}).out.find("cpu:0") == std::string::npos) return;
+  const Result refused = run({"generate", "--prompt", kPrompt, "--backend", "cpu", "--state", "f16"});
+  CHECK(refused.code == 1);
+  CHECK(refused.error.find("f32 only") != std::string::npos);
+}
+
 TEST_CASE("a prompt from a file is the prompt byte for byte") {
   const Folder folder;
   write(folder / "prompt", kPrompt);

@@ -151,7 +151,7 @@ TEST_CASE("numbers out of range") {
   refused(duet_state_create(w.m.get(), 0, nullptr, &s), DUET_E_LIMIT, "n_slots");
   refused(duet_state_create(w.m.get(), 0xffffffff, nullptr, &s), DUET_E_LIMIT, "n_slots");
   auto st = DUET_INIT(duet_state_options);
-  st.wkv = DUET_F16;
+  st.wkv = DUET_I8;
   refused(duet_state_create(w.m.get(), 1, &st, &s), DUET_E_UNSUPPORTED, "f32");
   refused(duet_state_reset(w.s.get(), 2), DUET_E_INVALID, "slot 2");
   auto mo = DUET_INIT(duet_model_options);

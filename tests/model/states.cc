@@ -82,6 +82,65 @@ TEST_CASE("save, load and fork are the identity, bit for bit") {
   }
 }
 
+TEST_CASE("stored in f16 or bf16 a state keeps rounded numbers, through every way in and out") {
+  const auto lib = library();
+  for (const char* backend : backends()) {
+    const auto m = load(lib, golden::path("tiny.pth"), backend);
+    for (const duet_dtype dtype : {DUET_F16, DUET_BF16}) {
+      if (std::string(backend) == "cpu") continue;  // refuses: below
+      const auto exact = state(m, 2);
+      const auto s = state(m, 3, dtype);
+      (void)forward(session(m, DUET_MODE_RECURRENT), exact, kText);
+      const auto want = arrays(m, exact);
+      check(duet_state_copy(s.get(), 1, exact.get(), 0));  // from f32: rounds the matrices and nothing else
+      const auto got = arrays(m, s, 1);
+      CHECK(got.att_x == want.att_x);
+      CHECK(got.ffn_x == want.ffn_x);
+      CHECK(got.wkv != want.wkv);
+      const double unit = dtype == DUET_F16 ? 0x1p-11 : 0x1p-8;
+      bool near = true;
+      for (size_t i = 0; i < want.wkv.size(); ++i) near = near && std::abs(got.wkv[i] - want.wkv[i]) <= unit * std::max(std::abs(want.wkv[i]), 0x1p-14f);
+      CHECK(near);
+      check(duet_state_copy(s.get(), 2, s.get(), 1));
+      const std::string bytes = save(s, 2);
+      check(duet_state_load(s.get(), 0, bytes.data(), bytes.size()));
+      check(duet_state_load(exact.get(), 1, bytes.data(), bytes.size()));
+      for (uint32_t slot : {0u, 2u}) CHECK(arrays(m, s, slot) == got);
+      CHECK(arrays(m, exact, 1) == got);  // back to f32 nothing is lost
+      const auto x = session(m, DUET_MODE_AUTO);
+      const auto next = forward(x, s, kText, 0);
+      CHECK(forward(x, s, kText, 2) == next);
+      CHECK(arrays(m, s, 0) == arrays(m, s, 2));
+      const auto after = arrays(m, s, 0);
+      check(duet_state_set(s.get(), 1, after.att_x.data(), after.wkv.data(), after.ffn_x.data()));
+      CHECK(arrays(m, s, 1) == after);  // what a step left is rounded already
+    }
+    auto large = arrays(m, state(m));
+    for (size_t i = 0; i < large.wkv.size(); ++i) large.wkv[i] = i % 2 ? -1e9f : 65519.0f;
+    if (std::string(backend) == "cpu") continue;
+    const auto s = state(m, 1, DUET_F16);
+    check(duet_state_set(s.get(), 0, nullptr, large.wkv.data(), nullptr));
+    const auto saturated = arrays(m, s);
+    CHECK(saturated.wkv[0] == 65504.0f);
+    CHECK(saturated.wkv[1] == -65504.0f);
+  }
+}
+
+TEST_CASE("a backend that stores f32 only refuses other states with a sentence") {
+  const auto lib = library();
+  for (const char* backend : backends()) {
+    const auto m = load(lib, golden::path("tiny.pth"), backend);
+    auto o = DUET_INIT(duet_state_options);
+    for (const duet_dtype dtype : {DUET_F16, DUET_BF16, DUET_I8}) {
+      if (dtype != DUET_I8 && std::string(backend) != "cpu") continue;
+      o.wkv = dtype;
+      duet_state* s = nullptr;
+      CHECK(duet_state_create(m.get(), 1, &o, &s) == DUET_E_UNSUPPORTED);
+      CHECK(std::string(duet_last_error()).find("f32") != std::string::npos);
+    }
+  }
+}
+
 TEST_CASE("states move between backends and weight dtypes") {
   const auto lib = library();
   const auto a = load(lib, golden::path("tiny.pth"), "reference", DUET_F32);

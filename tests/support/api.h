@@ -44,9 +44,11 @@ inline Model load(const Library& l, const std::string& path, const char* device,
   check(duet_model_load(l.get(), path.c_str(), &o, &m));
   return Model(m);
 }
-inline State state(const Model& m, uint32_t n_slots = 1) {
+inline State state(const Model& m, uint32_t n_slots = 1, duet_dtype wkv = 0) {
+  auto o = DUET_INIT(duet_state_options);
+  o.wkv = wkv;
   duet_state* s = nullptr;
-  check(duet_state_create(m.get(), n_slots, nullptr, &s));
+  check(duet_state_create(m.get(), n_slots, &o, &s));
   return State(s);
 }
 inline Session session(const Model& m, duet_mode mode, uint32_t max_tokens = 0) {

@@ -1,9 +1,10 @@
 // Times whole steps of the CUDA plugin through its own ABI, on random weights of the official shapes, beside the read rate that
 // the same run measures:
-//   duet_cuda_step PLUGIN.so [MODELS [BATCHES [PROMPTS [ZEROS [DTYPE]]]]]   e.g. 0.1b,7.2b 1,8,32 512,2048 0.9 q8
+//   duet_cuda_step PLUGIN.so [MODELS [BATCHES [PROMPTS [ZEROS [DTYPE [STATE]]]]]]   e.g. 0.1b,7.2b 1,8,32 512,2048 0.9 q8 f16
 // Every layer has the same weights in its own memory. ZEROS: the share of relu^2 that is zero, 0 to 1; plain random weights give 0.5.
 // DTYPE: bf16, q8 or q4. Quantised weights are random integers under one scale, which is all that speed sees of them; zeros do not
 // matter to it then, and their share is as it comes.
+// STATE: f32, f16 or bf16, in which the wkv state is stored.
 #include <cuda_runtime.h>
 #include <dlfcn.h>
 
@@ -186,12 +187,15 @@ std::vector<std::string> split(const std::string& s) {
 
 int main(int argc, char** argv) {
   setvbuf(stdout, nullptr, _IOLBF, 0);
-  if (argc < 2) return std::puts("duet_cuda_step PLUGIN.so [MODELS [BATCHES [PROMPTS [ZEROS [DTYPE]]]]]"), 2;
+  if (argc < 2) return std::puts("duet_cuda_step PLUGIN.so [MODELS [BATCHES [PROMPTS [ZEROS [DTYPE [STATE]]]]]]"), 2;
   const auto models = split(argc > 2 ? argv[2] : "0.1b,7.2b"), batches = split(argc > 3 ? argv[3] : "1,8,32,128"), prompts = split(argc > 4 ? argv[4] : "512,2048");
   const double zeros = argc > 5 ? std::atof(argv[5]) : 0.5;
   const std::string dtype_name = argc > 6 ? argv[6] : "bf16";
   const duet_dtype dtype = dtype_name == "q8" ? DUET_I8 : dtype_name == "q4" ? DUET_I4 : DUET_BF16;
   if (dtype == DUET_BF16 && dtype_name != "bf16") return std::printf("no dtype %s: bf16, q8 or q4\n", dtype_name.c_str()), 2;
+  const std::string stored_name = argc > 7 ? argv[7] : "f32";
+  const duet_dtype stored = stored_name == "f16" ? DUET_F16 : stored_name == "bf16" ? DUET_BF16 : DUET_F32;
+  if (stored == DUET_F32 && stored_name != "f32") return std::printf("no state in %s: f32, f16 or bf16\n", stored_name.c_str()), 2;
   void* so = dlopen(argv[1], RTLD_NOW);
   if (!so) return std::printf("%s\n", dlerror()), 1;
   const auto query = reinterpret_cast<duetp_query_fn>(dlsym(so, DUETP_QUERY_NAME));
@@ -206,7 +210,7 @@ int main(int argc, char** argv) {
   const duetp_device* d = nullptr;
   check(plugin->device_open(self, 0, &d), "device_open");
   const double rate = read_rate();
-  std::printf("%s, %s, %s; streaming read %.0f GB/s (data sheet %.0f)\n", info.name, plugin->build, dtype_name.c_str(), rate / 1e9, info.bytes_per_s / 1e9);
+  std::printf("%s, %s, %s, states in %s; streaming read %.0f GB/s (data sheet %.0f)\n", info.name, plugin->build, dtype_name.c_str(), stored_name.c_str(), rate / 1e9, info.bytes_per_s / 1e9);
 
   for (const std::string& name : models) {
     const Named* m = nullptr;
@@ -264,7 +268,7 @@ int main(int argc, char** argv) {
       duetp_queue* q = nullptr;
       duetp_state* state = nullptr;
       check(d->queue_new(d->self, &q), "queue_new");
-      check(d->state_new(d->self, &shape, n_seqs, DUET_F32, &state), "state_new");
+      check(d->state_new(d->self, &shape, n_seqs, stored, &state), "state_new");
       std::vector<duetp_buffer*> buffers;
       const auto buffer = [&](uint64_t bytes, duet_dtype t) {
         duetp_buffer* b = nullptr;
@@ -323,7 +327,7 @@ int main(int argc, char** argv) {
         std::printf("%s prefill %u x %u: %9.0f tok/s, %8.3f ms, products at %.0f TFLOP/s of the whole time\n", m->name, n_seqs, n_tokens / n_seqs, n_tokens / t, t * 1e3, gemm / t / 1e12);
       } else {
         const double weights = m->layers * (layer_bytes - (n_seqs == 1 && dtype == DUET_BF16 ? zeros : 0) * value_bytes) + head_bytes;
-        const double states = 2.0 * 4 * n_seqs * m->layers * (2.0 * C + 1.0 * C * N);
+        const double states = 2.0 * n_seqs * m->layers * (2.0 * C * 4 + 1.0 * C * N * (stored == DUET_F32 ? 4 : 2));
         std::printf("%s decode B=%-4u %9.1f tok/s, %8.1f us a step, %.2f + %.2f GB: %4.0f GB/s = %.1f %% of the read rate\n", m->name, n_seqs, n_seqs / t, t * 1e6, weights / 1e9, states / 1e9,
                     (weights + states) / t / 1e9, 100 * (weights + states) / t / rate);
       }

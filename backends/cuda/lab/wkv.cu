@@ -1,6 +1,6 @@
 // Tests and times wkv_sequential and wkv_chunked. From the root of the repository:
-//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -Ibackends backends/cuda/lab/wkv.cu backends/cuda/wkv_chunked.cu
-//     backends/gpu/wkv_sequential.cu -o wkv_lab
+//   nvcc -std=c++20 -O3 -gencode=arch=compute_90a,code=sm_90a -Ibackends -Iapi -Isdk/include backends/cuda/lab/wkv.cu
+//     backends/cuda/wkv_chunked.cu backends/gpu/wkv_sequential.cu -o wkv_lab
 //   ./wkv_lab           everything; "test", "time" or "plans" for a part, "time" being all but the search among plans
 // Errors are relative, in the L2 norm, against f64 on the host. Exit code 1 when a case fails. notes.md in this folder has what was learnt.
 #include <algorithm>
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cuda/wkv_chunked.h"
+#include "duet_stage.h"
 #include "gpu/wkv.h"
 
 namespace {
@@ -68,6 +69,7 @@ struct Case {
   uint32_t n_slots;
   Data data;
   uint32_t spare_tokens = 3, spare_seqs = 2;  // capacities beyond what is used
+  duet_dtype stored = DUET_F32;               // of the state
 };
 
 struct Host {
@@ -109,7 +111,7 @@ Host make(const Case& c) {
   if (c.data == Data::kFastest) std::fill(h.w_raw.begin(), h.w_raw.end(), 100.0f);
   if (c.data == Data::kSlow) std::fill(h.w_raw.begin(), h.w_raw.end(), -12.0f);
   h.state.resize(c.n_slots * (width * n + kSlotPadding));
-  for (float& e : h.state) e = -10 + 20 * uniform(random);
+  for (float& e : h.state) e = duetp_stored(-10 + 20 * uniform(random), c.stored);
   h.y.resize(tokens * width);
   h.final_state.assign(h.state.begin(), h.state.end());
 
@@ -173,6 +175,9 @@ void test(const std::string& name, const Case& c, const Host& h, double bound, R
   std::vector<float> y[2], state[2];
   for (int i = 0; i < 2; ++i) {
     Device<float> y_there(capacity * width), state_there(h.state);
+    std::vector<uint16_t> half(h.state.size());
+    for (size_t e = 0; e < half.size(); ++e) half[e] = c.stored == DUET_BF16 ? duetp_bf16_of_f32(h.state[e]) : duetp_f16_of_f32(h.state[e]);
+    Device<uint16_t> half_there(half);
     check_or_quit(cudaMemset(y_there.data, 0xff, capacity * width * sizeof(float)), "cudaMemset");
     Wkv args{r.data,
              w_raw.data,
@@ -181,7 +186,8 @@ void test(const std::string& name, const Case& c, const Host& h, double bound, R
              kk.data,
              a.data,
              y_there.data,
-             state_there.data,
+             c.stored == DUET_F32 ? static_cast<void*>(state_there.data) : half_there.data,
+             c.stored,
              stride,
              used_there.data,
              starts_there.data,
@@ -195,6 +201,8 @@ void test(const std::string& name, const Case& c, const Host& h, double bound, R
     check_or_quit(cudaDeviceSynchronize(), name.c_str());
     y[i] = y_there.read();
     state[i] = state_there.read();
+    half = half_there.read();
+    for (size_t e = 0; e < half.size() && c.stored != DUET_F32; ++e) state[i][e] = c.stored == DUET_BF16 ? duetp_f32_of_bf16(half[e]) : duetp_f32_of_f16(half[e]);
   }
   const bool same = std::memcmp(y[0].data(), y[1].data(), y[0].size() * sizeof(float)) == 0 &&
                     std::memcmp(state[0].data(), state[1].data(), state[0].size() * sizeof(float)) == 0;
@@ -213,7 +221,8 @@ void test(const std::string& name, const Case& c, const Host& h, double bound, R
   }
   for (size_t i = 0; i < written.size(); ++i) untouched = untouched && (written[i] || state[0][i] == h.state[i]);
   const double error = relative(y[0].data(), h.y.data(), tokens * width);
-  const bool passed = error <= bound && worst_state <= bound && same && untouched;
+  const double rounding = c.stored == DUET_BF16 ? 0x1p-8 : c.stored == DUET_F16 ? 0x1p-11 : 0;
+  const bool passed = error <= bound && worst_state <= bound + rounding && same && untouched;
   failures += !passed;
   std::printf("%s %-64s y %.2e  state %.2e%s%s\n", passed ? "ok  " : "FAIL", name.c_str(), error, worst_state, same ? "" : "  NOT REPEATABLE",
               untouched ? "" : "  WROTE ELSEWHERE");
@@ -221,7 +230,7 @@ void test(const std::string& name, const Case& c, const Host& h, double bound, R
 }
 
 std::string describe(const Case& c) {
-  std::string s = "N" + std::to_string(c.head_size) + " H" + std::to_string(c.n_head) + " " + kDataName[static_cast<int>(c.data)] + " T";
+  std::string s = (c.stored == DUET_F32 ? "" : c.stored == DUET_F16 ? "f16 " : "bf16 ") + std::string("N") + std::to_string(c.head_size) + " H" + std::to_string(c.n_head) + " " + kDataName[static_cast<int>(c.data)] + " T";
   for (size_t i = 0; i < c.lengths.size() && i < 9; ++i) s += (i ? "," : "") + std::to_string(c.lengths[i]);
   return c.lengths.size() > 9 ? s + ",.." : s;
 }
@@ -293,6 +302,14 @@ void test_all() {
   test_plans(single(1, 128, 100), {{128, 4, 4, 0}, {64, 2, 2, 0}, {16, 4, 5, 0}});
   test_plans(single(1, 32, 100), {{32, 4, 4, 0}, {16, 4, 9, 0}});
   test_segments(pack);
+  for (const duet_dtype stored : {DUET_F16, DUET_BF16}) {
+    Case c = pack;
+    c.stored = stored;
+    for (uint32_t n : {32u, 64u, 128u}) c.head_size = n, test_one(c, true, true);
+    for (uint32_t n : {5u, 40u, 192u}) c.head_size = n, test_one(c, true, false);
+    c.head_size = 64;
+    test_plans(c, {{64, 8, 9, 64}, {16, 10, 10, 112}, {32, 3, 3, 0}});
+  }
   Case many{2, 64, {}, {}, 300, Data::kUniform};
   Case decode = many;
   for (int i = 0; i < 290; ++i) {
@@ -401,6 +418,7 @@ struct Bench {
             x + 5 * elements,
             y.data + uint64_t(i % sets) * elements,
             state.data,
+            DUET_F32,
             uint64_t{n_head} * head_size * head_size,
             used.data,
             starts.data,
