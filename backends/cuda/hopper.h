@@ -1,6 +1,7 @@
 // What compute capability 9.0a has for tiles: copies of boxes into shared memory that report to a barrier, and products of a whole
 // warpgroup that read their operands from there. Where there is no such hardware the functions are not there either.
 #pragma once
+#include "barrier.h"
 #include "gpu/port.h"
 #if defined(DUET_WATCHDOG_SPEAKS)
 #include <cstdio>
@@ -13,8 +14,6 @@
 namespace duet_cuda {
 
 #if defined(DUET_HAS_TILES)
-__device__ __forceinline__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
-
 // A warpgroup gives back registers, down to so many for each thread, or takes what others gave back
 template <int n>
 __device__ __forceinline__ void registers_down() {
@@ -25,29 +24,20 @@ __device__ __forceinline__ void registers_up() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(n));
 }
 
-// ---- barriers in shared memory, by their address ----
+// ---- barriers (barrier.h) ----
 
-__device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory"); }
 // After barriers have been made: copies will see them
 __device__ __forceinline__ void barriers_made() { asm volatile("fence.mbarrier_init.release.cluster;\n\tfence.proxy.async.shared::cta;" ::: "memory"); }
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory"); }
-// Arrives, and the phase will not end before so many bytes have been copied
-__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-// Until the phase of this parity is over, as it is for parity 1 before the first phase
-__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
+// Until the phase of this parity is over
+__device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity) {
 #if defined(DUET_WATCHDOG)
   const long long start = clock64();
 #endif
-  while (true) {
-    uint32_t passed;
-    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }" : "=r"(passed) : "r"(barrier), "r"(parity) : "memory");
-    if (passed) return;
+  while (!barrier_passed_soon(barrier, parity)) {
 #if defined(DUET_WATCHDOG)
     if (clock64() - start > DUET_WATCHDOG) {
 #if defined(DUET_WATCHDOG_SPEAKS)  // costs registers and keeps products from overlapping
-      printf("stuck: block %u thread %u barrier at %u parity %u\n", blockIdx.x, threadIdx.x, barrier, parity);
+      printf("stuck: block %u thread %u barrier at %u parity %u\n", blockIdx.x, threadIdx.x, shared_address(barrier), parity);
 #endif
       __trap();
     }
@@ -69,9 +59,9 @@ __device__ __forceinline__ uint64_t read_often() {
   return policy;
 }
 // The box whose first element is (inner, outer); what lies outside the matrix arrives as zeros, and counts as bytes all the same
-__device__ __forceinline__ void copy_box(uint32_t to, const void* map, uint32_t inner, uint32_t outer, uint32_t barrier, uint64_t policy) {
+__device__ __forceinline__ void copy_box(uint32_t to, const void* map, uint32_t inner, uint32_t outer, uint64_t* barrier, uint64_t policy) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to), "l"(map), "r"(inner), "r"(outer),
-               "r"(barrier), "l"(policy)
+               "r"(shared_address(barrier)), "l"(policy)
                : "memory");
 }
 
@@ -126,17 +116,6 @@ __device__ __forceinline__ void multiply_tile(float (&d)[64], uint64_t a, uint64
                "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
                "}, %64, %65, more, 1, 1, %67, 0; }"
                : DUET_SUMS_16(0), DUET_SUMS_16(16), DUET_SUMS_16(32), DUET_SUMS_16(48)
-               : "l"(a), "l"(b), "r"(add), "n"(kTransposed ? 1 : 0));
-}
-template <bool kTransposed>
-__device__ __forceinline__ void multiply_tile(float (&d)[128], uint64_t a, uint64_t b, uint32_t add) {
-  asm volatile("{ .reg .pred more; setp.ne.b32 more, %130, 0; wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
-               "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-               "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-               "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-               "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-               "}, %128, %129, more, 1, 1, %131, 0; }"
-               : DUET_SUMS_16(0), DUET_SUMS_16(16), DUET_SUMS_16(32), DUET_SUMS_16(48), DUET_SUMS_16(64), DUET_SUMS_16(80), DUET_SUMS_16(96), DUET_SUMS_16(112)
                : "l"(a), "l"(b), "r"(add), "n"(kTransposed ? 1 : 0));
 }
 #undef DUET_SUMS_16

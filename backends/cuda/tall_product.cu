@@ -1,7 +1,7 @@
-// Tiles of 128 or 256 outputs by all rows, by the warpgroup products of Hopper with the weights as the left operand. What is to be
+// Tiles of 128 outputs by up to 128 rows, by the warpgroup products of Hopper with the weights as the left operand. What is to be
 // read, tile after tile and product after product, is a row of units of 64 inputs; each block takes an equal share of it, so that all
 // multiprocessors read the same number of bytes whatever the shapes are. A tile that shares divide is added up in their order
-// by the block that comes last.
+// by the block that comes last. Of more rows each block of rows has its own shares.
 #include "tall_product.h"
 
 #include <cuda.h>
@@ -21,13 +21,23 @@ using duet_gpu::let_next_start;
 using duet_gpu::wait_for_inputs;
 
 constexpr uint32_t kGroups = 2, kConsumers = kGroups * 128, kThreads = kConsumers + 128;  // warpgroups that multiply, and one of which a thread copies
-constexpr uint32_t kInputs = 64;        // of a unit: 128 bytes of a row
-constexpr uint32_t kPart = 64 * kInputs * 2;  // bytes of 64 outputs of a unit
-constexpr uint32_t kMaxShares = 160, kMaxStages = 16;
-constexpr uint32_t kWhole = 8;          // a tile of so few units is not divided
-constexpr uint32_t kLeast = 4;          // units of a share, if there are few
-constexpr uint32_t kSlice = 32;         // rows that are stored at a time
-constexpr uint32_t kBarriers = 2 * kMaxStages * 8;
+constexpr uint32_t kOutputs = 64 * kGroups;   // of a tile
+constexpr uint32_t kInputs = 64;              // of a unit: 128 bytes of a row
+constexpr uint32_t kPart = 64 * kInputs * 2;  // bytes of a warpgroup's outputs of a unit
+constexpr uint32_t kMaxRows = 128;            // of a block
+constexpr uint32_t kMaxShares = 160;
+constexpr uint32_t kWhole = 8;                // a tile of so few units is not divided
+constexpr uint32_t kLeast = 4;                // units of a share, if there are few
+constexpr uint32_t kSlice = 32;               // rows that are stored at a time
+constexpr uint32_t kSliceStride = kOutputs + 4;  // floats: rows 2 t of four lanes are 8 banks apart
+
+// A stage of the ring has 64 outputs of each warpgroup, [64 outputs][64 inputs] or, if in-major, [64 inputs][64 outputs], then x, [kRows][64].
+template <uint32_t kRows>
+constexpr uint32_t kStageBytes = kGroups * kPart + kRows * kInputs * 2;
+template <uint32_t kRows>
+constexpr uint32_t kStages = (200u << 10) / kStageBytes<kRows>;
+template <uint32_t kRows>
+constexpr uint32_t kShared = 1024 + kStages<kRows> * (kStageBytes<kRows> + 16) + kSlice * kSliceStride * 4;  // alignment, stages and their barriers, slice
 
 struct Item {
   uint32_t n_k, n_tiles, first_unit, first_tile;
@@ -37,7 +47,7 @@ struct Plan {
   CUtensorMap w[8], x[8];
   Product product[8];
   Item item[8];
-  uint32_t n, n_shares, n_tiles, stages;
+  uint32_t n, n_shares, n_tiles;
   uint32_t begin[kMaxShares + 1];  // the first unit of each share
   const int32_t* used;
   uint32_t count_index;
@@ -82,44 +92,36 @@ __device__ __forceinline__ void store_four(const Product& p, uint32_t row, uint3
 }
 #endif
 
-template <uint32_t kRows, uint32_t kParts>
-constexpr uint32_t kStageBytes = kGroups * kParts * kPart + kRows * kInputs * 2;
-template <uint32_t kParts>
-constexpr uint32_t kStoreStride = kGroups * kParts * 64 + 4;  // floats: rows 2 t of four lanes are 8 banks apart
-template <uint32_t kParts>
-constexpr uint32_t kOtherBytes = kSlice * kStoreStride<kParts> * 4 + kBarriers + 1024;  // what is not the ring: slice, barriers, alignment
+// For how many blocks a multiprocessor's registers must suffice. Shared memory has room for one: what one leaves of registers is for the kernel after it, which then starts early.
+template <uint32_t kRows>
+constexpr uint32_t kBlocks = kRows < 128 ? 2 : 1;
 
-// Blocks that a multiprocessor's registers suffice for: the sums take kRows * kParts / 2 of a thread's
-template <uint32_t kRows, uint32_t kParts>
-constexpr uint32_t kBlocks = kRows * kParts < 128 ? 2 : 1;
-
-// A stage of the ring has kParts * 64 outputs of each warpgroup, [64 outputs][64 inputs] or, if in-major, [64 inputs][64 outputs], then x, [kRows][64].
-template <uint32_t kRows, uint32_t kParts, bool kInMajor>
-__global__ void __launch_bounds__(kThreads, kBlocks<kRows, kParts>) tall_kernel(__grid_constant__ const Plan plan) {
+template <uint32_t kRows, bool kInMajor>
+__global__ void __launch_bounds__(kThreads, kBlocks<kRows>) tall_kernel(__grid_constant__ const Plan plan) {
 #if defined(DUET_HAS_TILES)
-  constexpr uint32_t kOutputs = kGroups * kParts * 64, kStage = kStageBytes<kRows, kParts>, kTileFloats = kOutputs * kRows;
+  constexpr uint32_t kStage = kStageBytes<kRows>, n_stages = kStages<kRows>, kTileFloats = kOutputs * kRows;
   extern __shared__ char shared[];
   __shared__ bool is_last;
   let_next_start();
   const uint32_t share = blockIdx.x % plan.n_shares, row_block = blockIdx.x / plan.n_shares, row = row_block * kRows;
   const uint32_t used = static_cast<uint32_t>(plan.used[plan.count_index]), begin = plan.begin[share], end = plan.begin[share + 1];
   if (row >= used) return wait_for_inputs();
-  const uint32_t ring = (shared_address(shared) + 1023) / 1024 * 1024, n_stages = plan.stages;
-  const uint32_t full = ring + n_stages * kStage, empty = full + kMaxStages * 8;  // barriers, 8 bytes each
-  float* slice = reinterpret_cast<float*>(shared + (full - shared_address(shared)) + kBarriers);  // [kSlice][kStoreStride]
+  const uint32_t ring = (shared_address(shared) + 1023) / 1024 * 1024;
+  uint64_t *full = reinterpret_cast<uint64_t*>(shared + (ring - shared_address(shared)) + n_stages * kStage), *empty = full + n_stages;
+  float* slice = reinterpret_cast<float*>(empty + n_stages);  // [kSlice][kSliceStride]
 
   if (threadIdx.x >= kConsumers) {
-    registers_down<kBlocks<kRows, kParts> == 2 ? 32 : 40>();
+    registers_down<kBlocks<kRows> == 2 ? 32 : 40>();
     const bool copies = threadIdx.x == kConsumers;
     const uint64_t once = gridDim.x == plan.n_shares ? read_once() : read_often();
     const auto copy_weights = [&](const Place& p, uint32_t stage) {
-      const uint32_t to = ring + stage * kStage, barrier = full + 8 * stage;
-      barrier_expect(barrier, kStage);
+      const uint32_t to = ring + stage * kStage;
+      barrier_expect(full + stage, kStage);
       if constexpr (kInMajor) {
 #pragma unroll
-        for (uint32_t i = 0; i < kGroups * kParts; ++i) copy_box(to + i * kPart, plan.w + p.product, p.tile * kOutputs + 64 * i, p.k * kInputs, barrier, once);
+        for (uint32_t i = 0; i < kGroups; ++i) copy_box(to + i * kPart, plan.w + p.product, p.tile * kOutputs + 64 * i, p.k * kInputs, full + stage, once);
       } else {
-        copy_box(to, plan.w + p.product, p.k * kInputs, p.tile * kOutputs, barrier, once);
+        copy_box(to, plan.w + p.product, p.k * kInputs, p.tile * kOutputs, full + stage, once);
       }
     };
     const auto advance = [&](Place& p) {
@@ -127,14 +129,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kRows, kParts>) tall_kernel(
     };
     const uint64_t often = read_often();
     const auto copy_x = [&](const Place& at, uint32_t stage) {
-      copy_box(ring + stage * kStage + kGroups * kParts * kPart, plan.x + at.product, at.k * kInputs, row, full + 8 * stage, often);
+      copy_box(ring + stage * kStage + kGroups * kPart, plan.x + at.product, at.k * kInputs, row, full + stage, often);
     };
     const uint32_t ahead = min(n_stages, end - begin);
     Place p = place(plan, begin), first = p;
     if (copies) {
       for (uint32_t i = 0; i < n_stages; ++i) {
-        barrier_init(full + 8 * i, 1);
-        barrier_init(empty + 8 * i, kConsumers / 32);
+        barrier_init(full + i, 1);
+        barrier_init(empty + i, kConsumers / 32);
       }
       barriers_made();
       // the weights of the first stages come before the inputs are there
@@ -146,19 +148,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kRows, kParts>) tall_kernel(
       for (uint32_t i = 0; i < ahead; ++i, advance(first)) copy_x(first, i);
       uint32_t stage = 0, parity = 0;
       for (uint32_t unit = begin + ahead; unit < end; ++unit, advance(p)) {
-        barrier_wait(empty + 8 * stage, parity);
+        barrier_wait(empty + stage, parity);
         copy_weights(p, stage);
         copy_x(p, stage);
         if (++stage == n_stages) stage = 0, parity ^= 1;
       }
     }
   } else {
-    registers_up<kBlocks<kRows, kParts> == 2 ? 104 : 232>();
+    registers_up<kBlocks<kRows> == 2 ? 104 : 232>();
     __syncthreads();
     wait_for_inputs();
     const uint32_t group = threadIdx.x / 128, warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const uint32_t n_rows = min(kRows, used - row);
-    float sums[kParts][kRows / 2];
+    float sums[kRows / 2];
     uint32_t stage = 0, parity = 0;
     Place p = place(plan, begin);
     for (uint32_t unit = begin; unit < end; next_tile(plan, p)) {
@@ -166,42 +168,34 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kRows, kParts>) tall_kernel(
       const uint32_t n = min(item.n_k - p.k, end - unit);
       uint32_t before = 0;  // the stage before, which is read until the next products are under way
       for (uint32_t i = 0; i < n; ++i) {
-        barrier_wait(full + 8 * stage, parity);
+        barrier_wait(full + stage, parity);
         const uint32_t at = ring + stage * kStage;
-        uint64_t x = operand(at + kGroups * kParts * kPart), w[kParts];
-#pragma unroll
-        for (uint32_t m = 0; m < kParts; ++m) w[m] = operand(at + (group * kParts + m) * kPart);
+        uint64_t x = operand(at + kGroups * kPart), w = operand(at + group * kPart);
         tiles_begin();
 #pragma unroll
         for (uint32_t k = 0; k < kInputs / 16; ++k) {
-#pragma unroll
-          for (uint32_t m = 0; m < kParts; ++m) {
-            multiply_tile<kInMajor>(sums[m], w[m], x, i + k > 0);
-            w[m] = next_operand<kInMajor>(w[m]);
-          }
+          multiply_tile<kInMajor>(sums, w, x, i + k > 0);
+          w = next_operand<kInMajor>(w);
           x = next_operand<false>(x);
         }
         tiles_commit();
         if (i > 0) {
           tiles_wait<1>();
-          if (lane == 0) barrier_arrive(empty + 8 * before);
+          if (lane == 0) barrier_arrive(empty + before);
         }
         before = stage;
         if (++stage == n_stages) stage = 0, parity ^= 1;
       }
       tiles_wait<0>();
-      if (lane == 0) barrier_arrive(empty + 8 * before);
-#pragma unroll
-      for (uint32_t m = 0; m < kParts; ++m) settle(sums[m]);
+      if (lane == 0) barrier_arrive(empty + before);
+      settle(sums);
 
       const uint32_t tile_begin = unit - p.k, tile_end = tile_begin + item.n_k;
       unit += n;
       if (n < item.n_k) {
         float4* part = reinterpret_cast<float4*>(plan.parts + static_cast<uint64_t>(2 * blockIdx.x + (begin < tile_begin ? 1 : 0)) * kTileFloats) + threadIdx.x;
 #pragma unroll
-        for (uint32_t m = 0; m < kParts; ++m)
-#pragma unroll
-          for (uint32_t i = 0; i < kRows / 8; ++i) part[(m * (kRows / 8) + i) * kConsumers] = {sums[m][4 * i], sums[m][4 * i + 1], sums[m][4 * i + 2], sums[m][4 * i + 3]};
+        for (uint32_t i = 0; i < kRows / 8; ++i) part[i * kConsumers] = {sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]};
         uint32_t from = share, to = share;  // the shares that have a part of this tile
         while (plan.begin[from] > tile_begin) --from;
         while (plan.begin[to + 1] < tile_end) ++to;
@@ -215,14 +209,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kRows, kParts>) tall_kernel(
           const uint64_t of = row_block * plan.n_shares + s;
           const float4* other = reinterpret_cast<const float4*>(plan.parts + (2 * of + (plan.begin[s] < tile_begin ? 1 : 0)) * kTileFloats) + threadIdx.x;
 #pragma unroll
-          for (uint32_t m = 0; m < kParts; ++m)
-#pragma unroll
-            for (uint32_t i = 0; i < kRows / 8; ++i) {
-              const float4 v = __ldcg(other + (m * (kRows / 8) + i) * kConsumers);
-              float* sum = sums[m] + 4 * i;
-              sum[0] = s == from ? v.x : sum[0] + v.x, sum[1] = s == from ? v.y : sum[1] + v.y;
-              sum[2] = s == from ? v.z : sum[2] + v.z, sum[3] = s == from ? v.w : sum[3] + v.w;
-            }
+          for (uint32_t i = 0; i < kRows / 8; ++i) {
+            const float4 v = __ldcg(other + i * kConsumers);
+            float* sum = sums + 4 * i;
+            sum[0] = s == from ? v.x : sum[0] + v.x, sum[1] = s == from ? v.y : sum[1] + v.y;
+            sum[2] = s == from ? v.z : sum[2] + v.z, sum[3] = s == from ? v.w : sum[3] + v.w;
+          }
         }
       }
 
@@ -241,15 +233,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kRows, kParts>) tall_kernel(
         }
         consumers_meet();  // the slice before has been read
 #pragma unroll
-        for (uint32_t m = 0; m < kParts; ++m)
-#pragma unroll
-          for (uint32_t i = 0; i < kSlice / 2; ++i)
-            slice[(i / 4 * 8 + 2 * t + i % 2) * kStoreStride<kParts> + (group * kParts + m) * 64 + 16 * warp + g + i % 4 / 2 * 8] = sums[m][s * (kSlice / 2) + i];
+        for (uint32_t i = 0; i < kSlice / 2; ++i)
+          slice[(i / 4 * 8 + 2 * t + i % 2) * kSliceStride + 64 * group + 16 * warp + g + i % 4 / 2 * 8] = sums[s * (kSlice / 2) + i];
         consumers_meet();
 #pragma unroll
         for (uint32_t i = 0; i < kEach; ++i) {
           const uint32_t r = (threadIdx.x + i * kConsumers) / kFours, o = (threadIdx.x + i * kConsumers) % kFours * 4;
-          if (s * kSlice + r < n_rows) store_four(product, row + s * kSlice + r, p.tile * kOutputs + o, *reinterpret_cast<const float4*>(slice + r * kStoreStride<kParts> + o), old[i]);
+          if (s * kSlice + r < n_rows) store_four(product, row + s * kSlice + r, p.tile * kOutputs + o, *reinterpret_cast<const float4*>(slice + r * kSliceStride + o), old[i]);
         }
       }
     }
@@ -284,15 +274,15 @@ Error describe(CUtensorMap& map, const void* matrix, uint64_t height, uint64_t w
 
 struct Choice {
   Plan plan{};
-  uint32_t rows, parts, row_blocks, shared;
+  uint32_t rows, row_blocks;
 };
 
-uint32_t cut_up(Plan& plan, const Products& p, uint32_t outputs) {  // into tiles of so many; units of all
+uint32_t cut_up(Plan& plan, const Products& p) {  // into tiles; units of all
   uint32_t units = 0;
   plan.n_tiles = 0;
   for (uint32_t i = 0; i < p.n; ++i) {
     Item& item = plan.item[i];
-    item = {(p.item[i].n_in + kInputs - 1) / kInputs, (p.item[i].n_out + outputs - 1) / outputs, units, plan.n_tiles};
+    item = {(p.item[i].n_in + kInputs - 1) / kInputs, (p.item[i].n_out + kOutputs - 1) / kOutputs, units, plan.n_tiles};
     units += item.n_k * item.n_tiles;
     plan.n_tiles += item.n_tiles;
   }
@@ -308,80 +298,62 @@ uint32_t to_whole_tile(const Plan& plan, uint32_t unit) {
   return n_k > kWhole ? unit : k < n_k - k ? unit - k : unit + n_k - k;
 }
 
-template <uint32_t kRows, uint32_t kParts>
-void choose_ring(Choice& c, uint32_t ring) {
-  constexpr uint32_t kOther = kOtherBytes<kParts>;
-  // a kernel of few registers leaves room for the next one's block, which then fills its ring while this one adds up
-  const uint32_t room = ring > 0 ? ring : (kBlocks<kRows, kParts> == 2 ? 113 << 10 : max_shared()) - kOther;
-  c.plan.stages = std::clamp(std::min(room, max_shared() - kOther) / kStageBytes<kRows, kParts>, 2u, kMaxStages);
-  c.shared = c.plan.stages * kStageBytes<kRows, kParts> + kOther;
-}
-
-Choice choose(const TallProducts& t, const TallTuning& tuning) {
-  const Products& p = t.products;
+Choice choose(const Products& p) {
   Choice c;
-  c.rows = p.n_rows <= 32 ? 32 : p.n_rows <= 64 ? 64 : p.n_rows <= 128 ? 128 : 256;
+  c.rows = p.n_rows <= 32 ? 32 : p.n_rows <= 64 ? 64 : kMaxRows;
   c.row_blocks = (p.n_rows + c.rows - 1) / c.rows;
   c.plan.n = p.n;
   c.plan.used = p.used, c.plan.count_index = p.count_index;
   std::copy_n(p.item, p.n, c.plan.product);
-  uint32_t shares = std::clamp(multiprocessors() / c.row_blocks, 1u, kMaxShares);
-  uint32_t units = cut_up(c.plan, p, 128);
-  // wide tiles read x less often, but leave more to add up
-  c.parts = tuning.outputs > 0 ? tuning.outputs / 64 : units >= 40 * shares ? 2 : 1;
-  if (c.rows == 256) c.parts = 1;
-  if (c.parts == 2) units = cut_up(c.plan, p, 256);
-  c.plan.n_shares = shares = std::clamp(units / kLeast, 1u, shares);
+  const uint32_t units = cut_up(c.plan, p), shares = std::clamp(units / kLeast, 1u, std::clamp(multiprocessors() / c.row_blocks, 1u, kMaxShares));
+  c.plan.n_shares = shares;
   for (uint32_t i = 0; i < shares; ++i) c.plan.begin[i] = to_whole_tile(c.plan, static_cast<uint32_t>(static_cast<uint64_t>(units) * i / shares));
   c.plan.begin[shares] = units;
-  const auto ring = c.rows == 32    ? (c.parts == 2 ? choose_ring<32, 2> : choose_ring<32, 1>)
-                    : c.rows == 64  ? (c.parts == 2 ? choose_ring<64, 2> : choose_ring<64, 1>)
-                    : c.rows == 128 ? (c.parts == 2 ? choose_ring<128, 2> : choose_ring<128, 1>)
-                                    : choose_ring<256, 1>;
-  ring(c, tuning.ring);
   return c;
 }
 
-template <uint32_t kRows, uint32_t kParts>
+template <uint32_t kRows>
 Error launch_tall(const Choice& c, bool in_major, Stream stream) {
-  const auto kernel = in_major ? tall_kernel<kRows, kParts, true> : tall_kernel<kRows, kParts, false>;
+  const auto kernel = in_major ? tall_kernel<kRows, true> : tall_kernel<kRows, false>;
   if (const Error e = allow_shared(kernel); e != cudaSuccess) return e;
-  return launch(kernel, dim3(c.plan.n_shares * c.row_blocks), dim3(kThreads), c.shared, stream, c.plan);
+  return launch(kernel, dim3(c.plan.n_shares * c.row_blocks), dim3(kThreads), kShared<kRows>, stream, c.plan);
 }
 
 }  // namespace
 
 bool tall_takes(const TallProducts& t) {
+#if defined(DUET_CUDA_90A)
   const Products& p = t.products;
-  if (p.weights != DUET_BF16 || duet_gpu::device_attribute(cudaDevAttrComputeCapabilityMajor, 0) != 9 || !encoder()) return false;
+  if (p.weights != DUET_BF16 || p.n_rows == 0 || duet_gpu::device_attribute(cudaDevAttrComputeCapabilityMajor, 0) != 9) return false;
+  if (max_shared() < std::max({kShared<32>, kShared<64>, kShared<kMaxRows>}) || !encoder()) return false;
   for (uint32_t i = 0; i < p.n; ++i) {
     const Product& product = p.item[i];
     if (product.n_in % 8 != 0 || (t.in_major && product.n_out % 8 != 0)) return false;
     if (reinterpret_cast<uintptr_t>(product.w) % 16 != 0 || reinterpret_cast<uintptr_t>(product.x) % 16 != 0 || reinterpret_cast<uintptr_t>(product.y) % 16 != 0) return false;
   }
   return true;
+#else
+  return (void)t, false;  // the kernels of other architectures are empty
+#endif
 }
 
-SkippingScratch tall_scratch(const TallProducts& p, const TallTuning& tuning) {
-  const Choice c = choose(p, tuning);
-  return {static_cast<uint64_t>(c.row_blocks) * c.plan.n_tiles * sizeof(uint32_t), 2ull * c.row_blocks * c.plan.n_shares * c.parts * kGroups * 64 * c.rows * sizeof(float)};
+SkippingScratch tall_scratch(const TallProducts& t) {
+  const Choice c = choose(t.products);
+  return {static_cast<uint64_t>(c.row_blocks) * c.plan.n_tiles * sizeof(uint32_t), 2ull * c.row_blocks * c.plan.n_shares * kOutputs * c.rows * sizeof(float)};
 }
 
-Error tall_products(const TallProducts& t, void* tickets, void* parts, Stream stream, const TallTuning& tuning) {
-  Choice c = choose(t, tuning);
+Error tall_products(const TallProducts& t, void* tickets, void* parts, Stream stream) {
+  const Products& p = t.products;
+  Choice c = choose(p);
   c.plan.tickets = static_cast<uint32_t*>(tickets);
   c.plan.parts = static_cast<float*>(parts);
-  const Products& p = t.products;
   for (uint32_t i = 0; i < p.n; ++i) {
     const Product& product = p.item[i];
-    Error e = t.in_major ? describe(c.plan.w[i], product.w, product.n_in, product.n_out, kInputs) : describe(c.plan.w[i], product.w, product.n_out, product.n_in, kGroups * c.parts * 64);
+    Error e = t.in_major ? describe(c.plan.w[i], product.w, product.n_in, product.n_out, kInputs) : describe(c.plan.w[i], product.w, product.n_out, product.n_in, kOutputs);
     if (e == cudaSuccess) e = describe(c.plan.x[i], product.x, p.n_rows, product.n_in, c.rows);
     if (e != cudaSuccess) return e;
   }
-  if (c.rows == 32) return c.parts == 2 ? launch_tall<32, 2>(c, t.in_major, stream) : launch_tall<32, 1>(c, t.in_major, stream);
-  if (c.rows == 64) return c.parts == 2 ? launch_tall<64, 2>(c, t.in_major, stream) : launch_tall<64, 1>(c, t.in_major, stream);
-  if (c.rows == 128) return c.parts == 2 ? launch_tall<128, 2>(c, t.in_major, stream) : launch_tall<128, 1>(c, t.in_major, stream);
-  return launch_tall<256, 1>(c, t.in_major, stream);
+  return c.rows == 32 ? launch_tall<32>(c, t.in_major, stream) : c.rows == 64 ? launch_tall<64>(c, t.in_major, stream) : launch_tall<kMaxRows>(c, t.in_major, stream);
 }
 
 }  // namespace duet_cuda
