@@ -114,12 +114,12 @@ void rkv_of_many(const Pass& p, const duetp_layer& l) {
 void layer(const Pass& p, const duetp_layer& l, float* x, float* v_first) {
   const LayerProducts products = products_of(p, l, x);
   shift_mix(p, l, x);
-  if (p.many(p.frame.n_tokens, l.shape.n_embd)) {
+  std::vector<Pass::Linear> inputs = products.rkv;
+  inputs.insert(inputs.end(), products.low_in.begin(), products.low_in.end());
+  if (p.by_cublas(l, inputs)) {
     rkv_of_many(p, l);
     p.linear(l, products.low_in);
   } else {
-    std::vector<Pass::Linear> inputs = products.rkv;
-    inputs.insert(inputs.end(), products.low_in.begin(), products.low_in.end());
     p.linear(l, inputs);
   }
   p.linear(l, products.low_out);

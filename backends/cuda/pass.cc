@@ -8,9 +8,33 @@
 namespace duet_cuda {
 namespace {
 
-// Above this many rows cuBLAS is the better one: of wide matrices, and of narrow ones, whose products go side by side here.
-constexpr uint32_t kFewRows = 16, kFewRowsOfNarrow = 64;
-constexpr uint32_t kNarrow = 2048;
+// Who computes products. Up to kFewRows it is product.h.
+constexpr uint32_t kFewRows = 16;
+// Where tall_product.h does not serve, above this many rows cuBLAS: of wide matrices, and of narrow ones, whose products go side by
+// side in product.h.
+constexpr uint32_t kFewRowsOfNarrow = 64, kNarrow = 2048;
+// Where it does, as measured on an H100 (lab/notes.md), us a launch:
+//                              32 rows              64 rows              128 rows
+//                              tall  cuBLAS  few    tall  cuBLAS  few    tall  cuBLAS
+//   7.2b r,k,v and low-rank    37.5   65.3  83.4    41.4   65.8   160    50.5   68.1
+//   7.2b second low-rank        4.4   12.3   6.8     5.9   12.6  12.2    10.5   13.7
+//   1.5b r,k,v and low-rank    13.1   32.6  18.3    15.2   32.3  34.0    21.0   33.4
+//   0.1b r,k,v and low-rank     5.3   18.1   4.7     7.3   18.0   9.5    11.2   18.9
+//   7.2b head                 183.1  198.4   368   200.4  205.9   752   224.2  210.3
+//   7.2b key (relu^2 still to do after cuBLAS)
+//                              47.5   49.8          51.0   51.0          64.6   53.7
+//   7.2b value                 49.4   49.2          51.9   55.1          59.0   58.9
+//   7.2b output                16.3   14.1          18.3   14.3          24.4   14.9
+//   1.5b key                   15.0   13.8          17.6   14.3          24.8   15.4
+// Launches of several products are tall's up to kTallRows, and up to kTallRowsOfLowRank where outputs are few, of which four
+// launches of cuBLAS leave most of the GPU idle (added to r,k,v they take tall 8 us at 256 and 512 rows, cuBLAS 30 and 35).
+constexpr uint32_t kTallRows = 128, kTallRowsOfLowRank = 512;
+// Single ones are, from kLarge bytes of weights on: key up to kTallRowsOfOne, value above kTallValueAbove and up to it.
+constexpr uint64_t kLarge = 48 << 20;
+constexpr uint32_t kTallRowsOfOne = 64, kTallValueAbove = 32;
+// Up to this many rows launches with less than kSmall bytes of weights remain product.h's.
+constexpr uint64_t kSmall = 6 << 20;
+constexpr uint32_t kFewRowsOfSmall = 32;
 // Shorter sequences gain nothing from chunks.
 constexpr uint32_t kChunkedFrom = 32;
 
@@ -53,25 +77,54 @@ void Pass::channel_shift(const duetp_layer& l, const float* x, void* out) const 
   check(duet_gpu::shift_mix(a, q.stream), "channel_mix");
 }
 
-bool Pass::many(uint32_t rows, uint32_t width) const {
-  return rows > (width <= kNarrow ? kFewRowsOfNarrow : kFewRows) && weights != DUET_F16 && !duetp_is_quantised(weights) && q.device.cublas.available(*q.device.host);  // f16 weights meet f32 inputs, which cuBLAS does not do
+Pass::By Pass::best(const TallProducts& t, bool may_be_cublas) const {
+  const Products& p = t.products;
+  const uint32_t rows = p.n_rows;
+  if (rows <= kFewRows) return By::few;
+  const auto has_cublas = [&] { return may_be_cublas && weights != DUET_F16 && !duetp_is_quantised(weights) && q.device.cublas.available(*q.device.host); };  // f16 weights meet f32 inputs, which cuBLAS does not do
+  uint32_t width = 0;  // a low-rank matrix is narrow one way or the other
+  uint64_t bytes = 0;
+  bool fewer_outputs = true;
+  for (uint32_t i = 0; i < p.n; ++i) {
+    const uint32_t n_in = p.item[i].n_in, n_out = p.item[i].n_out;
+    width = std::max(width, std::min(n_in, n_out));
+    bytes += 2ull * n_in * n_out;
+    fewer_outputs &= n_out < n_in;
+  }
+  if (!tall_takes(t)) return rows > (width <= kNarrow ? kFewRowsOfNarrow : kFewRows) && has_cublas() ? By::cublas : By::few;
+  if (rows <= kFewRowsOfSmall && bytes < kSmall) return By::few;
+  const bool several = p.n > 1 && rows <= (fewer_outputs ? kTallRowsOfLowRank : kTallRows);
+  const bool large = p.n == 1 && bytes >= kLarge && rows <= kTallRowsOfOne && (!t.in_major || rows > kTallValueAbove);
+  return several || large || !has_cublas() ? By::tall : By::cublas;
 }
 
-void Pass::multiply(const duetp_layer& l, const std::vector<Linear>& list, uint32_t n_rows, uint32_t count_index) const {
-  Products p{};
+TallProducts Pass::launch_of(const duetp_layer& l, const std::vector<Linear>& list, uint32_t n_rows, uint32_t count_index) const {
+  TallProducts t{};
+  Products& p = t.products;
   for (const Linear& i : list) p.item[p.n++] = {l.matrix(i.id), i.x, i.y, l.rows[i.id], l.columns[i.id], i.finish, l.scale(i.id), l.minimum(i.id)};
   p.used = packed.used;
   p.count_index = count_index;
   p.n_rows = n_rows;
   p.weights = weights;
-  p.rounded = q.reserve_rounded(products_scratch(p));
-  check(products(p, q.stream), "products");
+  return t;
 }
 
+void Pass::tall(const TallProducts& t) const {
+  const SkippingScratch need = tall_scratch(t);
+  check(tall_products(t, q.reserve_tickets(need.tickets), q.reserve_parts(need.parts), q.stream), "products");
+}
+
+void Pass::multiply(const duetp_layer& l, const std::vector<Linear>& list, uint32_t n_rows, uint32_t count_index) const {
+  TallProducts t = launch_of(l, list, n_rows, count_index);
+  if (best(t, false) == By::tall) return tall(t);
+  t.products.rounded = q.reserve_rounded(products_scratch(t.products));
+  check(products(t.products, q.stream), "products");
+}
+
+bool Pass::by_cublas(const duetp_layer& l, const std::vector<Linear>& list) const { return best(launch_of(l, list, frame.n_tokens, 0), true) == By::cublas; }
+
 void Pass::linear(const duetp_layer& l, const std::vector<Linear>& list) const {
-  uint32_t width = 0;  // a low-rank matrix is narrow one way or the other
-  for (const Linear& i : list) width = std::max(width, std::min(l.rows[i.id], l.columns[i.id]));
-  if (!many(frame.n_tokens, width)) return multiply(l, list, frame.n_tokens, 0);
+  if (!by_cublas(l, list)) return multiply(l, list, frame.n_tokens, 0);
   for (const Linear& i : list) {
     const bool has_function = i.finish == Finish::tanh_input || i.finish == Finish::sigmoid_input || i.finish == Finish::relu_squared_input;
     Gemm g{};
@@ -97,7 +150,15 @@ void Pass::add_channel_value(const duetp_layer& l, const void* u, float* x) cons
   if (l.quantised()) return multiply(l, {{DUETP_T_FFN_VALUE, u, x, Finish::add}}, frame.n_tokens, 0);  // stored in tiles: no rows to skip
   const uint32_t F = l.rows[DUETP_T_FFN_VALUE], C = l.columns[DUETP_T_FFN_VALUE];
   const void* w = l.matrix(DUETP_T_FFN_VALUE);
-  if (many(frame.n_tokens, C)) {
+  TallProducts t{};
+  t.in_major = true;
+  t.products.item[t.products.n++] = {w, u, x, C, F, Finish::add};
+  t.products.used = packed.used;
+  t.products.n_rows = frame.n_tokens;
+  t.products.weights = weights;
+  const By by = best(t, true);
+  if (by == By::tall) return tall(t);
+  if (by == By::cublas) {
     Gemm g{};
     g.x = u, g.w = w, g.y = x;
     g.rows = frame.n_tokens, g.n_in = F, g.n_out = C;

@@ -5,6 +5,7 @@
 #include "gpu/wkv.h"
 #include "product.h"
 #include "queue.h"
+#include "tall_product.h"
 
 namespace duet_cuda {
 
@@ -40,15 +41,20 @@ struct Pass {
     float* before = nullptr;  // [n_tokens, n_out] for a finish with a function: what it is applied to, if cuBLAS computes it
   };
   void linear(const duetp_layer& l, const std::vector<Linear>& products) const;
-  // The same by product.h alone, of n_rows rows at most, used[count_index] in use.
+  // The same without cuBLAS, of n_rows rows at most, used[count_index] in use.
   void multiply(const duetp_layer& l, const std::vector<Linear>& products, uint32_t n_rows, uint32_t count_index) const;
+  // Whether linear() has cuBLAS compute them, one by one; else they are one launch.
+  bool by_cublas(const duetp_layer& l, const std::vector<Linear>& products) const;
   void add_channel_value(const duetp_layer& l, const void* u, float* x) const;  // x += value u
 
   void wkv(const duet_gpu::Wkv& a) const;
   duet_gpu::Wkv wkv_arguments(const duetp_layer& l) const;  // all but the tensors
-  bool many(uint32_t rows, uint32_t width) const;  // whether cuBLAS computes products of so many rows with matrices so wide
 
  private:
+  enum class By { few, tall, cublas };  // product.h, tall_product.h, cublas.h
+  By best(const TallProducts& t, bool may_be_cublas) const;
+  TallProducts launch_of(const duetp_layer& l, const std::vector<Linear>& products, uint32_t n_rows, uint32_t count_index) const;
+  void tall(const TallProducts& t) const;
   duet_gpu::ShiftMix shift(const duetp_layer& l, const float* x, float* state) const;  // what both token shifts share
 };
 
