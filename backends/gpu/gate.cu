@@ -122,82 +122,65 @@ dim3 units(uint32_t n_tokens, uint32_t n_head) { return dim3((n_tokens * n_head 
 
 // ---- one token of a head in one block ----
 
-template <int N>
-struct HeadVectors {  // shared memory
-  float r[N], w[N], k[N], v[N], minus_kk[N], b[N], g[N], y[N];
-};
-
-// The sums of a and b over the first N threads' warps, to all threads of the block
-template <int N>
-__device__ __forceinline__ float2 head_sum(float a, float b, float2 (&part)[N / 32]) {
-  if (threadIdx.x < N) {
-    a = warp_sum(a), b = warp_sum(b);
-    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = {a, b};
-  }
-  __syncthreads();
-  float2 s = part[0];
+template <int kFrom>
+__device__ __forceinline__ float sum_over_lanes(float x) {  // that differ in bits from kFrom / 2 up or 16 down
 #pragma unroll
-  for (int i = 1; i < N / 32; ++i) s.x += part[i].x, s.y += part[i].y;
-  return s;
+  for (int d = 16; d >= kFrom; d /= 2) x += __shfl_xor_sync(~0u, x, d);
+  return x;
 }
 
-// Block (head, sequence) of 4 N threads. Thread (value row, quarter) has the N/4 elements of S in the pieces of 16 bytes quarter + 4 i
-// of the row, in registers from one load to one store; the vectors pass through shared memory.
-template <class T, class Stored, int N>
-__global__ void __launch_bounds__(4 * N, 1280 / (4 * N)) recurrent_heads_kernel(RecurrentHeads a) {
-  constexpr int kFours = kFoursOf16Bytes<Stored>, kQuads = N / 16, kPieces = kQuads / kFours;
-  __shared__ HeadVectors<N> x;
-  __shared__ float2 part[3][N / 32];
-  let_next_start();
-  const uint32_t h = blockIdx.x, s = blockIdx.y, C = a.n_head * N, i = threadIdx.x, channel = h * N + i;
-  float w0 = 0, a0 = 0, v0 = 0, k_k = 0, k_a = 0, r_k = 0, ln_w = 0, ln_b = 0;
-  if (i < N) {
-    w0 = a.prepare.w0[channel], a0 = a.prepare.a0[channel], k_k = a.prepare.k_k[channel], k_a = a.prepare.k_a[channel];
-    r_k = a.norm.r_k[channel], ln_w = a.norm.ln_w[channel], ln_b = a.norm.ln_b[channel];
-    if (a.lv) v0 = a.prepare.v0[channel];
-  }
-  const bool inside = s < static_cast<uint32_t>(a.used[1]);
-  const int32_t t = inside ? a.starts[s] : 0, slot = inside ? a.slots[s] : 0;
-  const bool empty = !inside || a.starts[s + 1] == t;
-  wait_for_inputs();
-  if (empty) return;
+template <int N>
+struct Vectors {  // shared memory
+  float r[N], w[N], k[N], v[N], minus_kk[N], b[N], y[N];
+  float2 rows[N / 8];  // of a warp's eight rows of y: mean, sum of squares about it
+  float bonus[N / 32];
+};
 
-  const uint32_t row = i / 4, quarter = i % 4;
-  uint4* state = slot < 0 ? nullptr : reinterpret_cast<uint4*>(static_cast<Stored*>(a.state) + static_cast<uint64_t>(slot) * a.slot_stride + h * (N * N) + row * N) + quarter;
-  uint4 stored[kPieces];
+template <int N>
+struct Weights {  // of a channel; k_k of all channels of this lane
+  float w0, a0, v0, k_a, r_k, ln_w, ln_b, k_k[N / 32];
+};
+template <int N>
+__device__ __forceinline__ Weights<N> weights_of(const RecurrentHeads& a, int head, int i) {
+  const int channel = head * N + i;
+  Weights<N> c{a.prepare.w0[channel], a.prepare.a0[channel], a.lv ? a.prepare.v0[channel] : 0, a.prepare.k_a[channel], a.norm.r_k[channel], a.norm.ln_w[channel], a.norm.ln_b[channel], {}};
 #pragma unroll
-  for (int i = 0; i < kPieces; ++i) stored[i] = state ? __ldcs(state + 4 * i) : uint4{0, 0, 0, 0};
+  for (int m = 0; m < N / 32; ++m) c.k_k[m] = a.prepare.k_k[head * N + i % 32 + 32 * m];
+  return c;
+}
 
-  float kk = 0, k = 0, r = 0, v = 0, in_context = 0, square = 0, bonus = 0;
-  const uint64_t at = static_cast<uint64_t>(t) * C + channel;
-  if (i < N) {
-    r = a.r[at], k = a.k[at], v = a.v[at];
-    in_context = sigmoid(a0 + a.la[at]);
-    x.w[i] = expf(-0.60653065971263342f * sigmoid(w0 + a.lw[at]));
-    x.g[i] = a.g[at];
-    if (a.lv)
-      v += (a.v_first[at] - v) * sigmoid(v0 + a.lv[at]);
-    else
-      a.v_first[at] = v;
-    kk = k * k_k;
-    square = kk * kk;
-    k *= 1.0f + (in_context - 1.0f) * k_a;
-    bonus = r * k * r_k;
-    x.r[i] = r, x.k[i] = k, x.v[i] = v;
-  }
-  const float2 sums = head_sum<N>(square, bonus, part[0]);
-  if (i < N) {
-    kk /= fmaxf(sqrtf(sums.x), 1e-12f);
-    x.minus_kk[i] = -kk;
-    x.b[i] = kk * in_context;
-  }
-  __syncthreads();
+template <int N>
+struct Token {  // a channel's inputs; k of all channels of this lane
+  float r, v, lw, la, lv, v_first, g, k[N / 32];
+};
 
+// Channel i's entries of x. Returns v and the bonus of the warp's channels.
+template <int N>
+__device__ __forceinline__ float2 prepare_channel(Vectors<N>& x, const Weights<N>& c, const Token<N>& t, bool first_layer, int i) {
+  float square = 0, own = 0, own_k_k = 0;
+#pragma unroll
+  for (int m = 0; m < N / 32; ++m) {
+    square += t.k[m] * c.k_k[m] * (t.k[m] * c.k_k[m]);
+    if (m == i / 32) own = t.k[m], own_k_k = c.k_k[m];
+  }
+  const float in_context = sigmoid(c.a0 + t.la), v = first_layer ? t.v : t.v + (t.v_first - t.v) * sigmoid(c.v0 + t.lv);
+  x.w[i] = expf(-0.60653065971263342f * sigmoid(c.w0 + t.lw));
+  const float kk = own * own_k_k / fmaxf(sqrtf(sum_over_lanes<1>(square)), 1e-12f), k = own * (1.0f + (in_context - 1.0f) * c.k_a);
+  x.minus_kk[i] = -kk, x.b[i] = kk * in_context;
+  x.r[i] = t.r, x.k[i] = k, x.v[i] = v;
+  return {v, sum_over_lanes<1>(t.r * k * c.r_k)};
+}
+
+// One token of the elements of S in the pieces of 16 bytes quarter + 4 p of a row; store(p, bits) is called for each. Leaves y in x.
+template <class Stored, int N, class Store>
+__device__ __forceinline__ void advance(Vectors<N>& x, const uint4* stored, int i, Store store) {
+  constexpr int kFours = kFoursOf16Bytes<Stored>, kQuads = N / 16, kPieces = kQuads / kFours;
+  const int row = i / 4, quarter = i % 4;
   float4 S[kQuads];
 #pragma unroll
-  for (int i = 0; i < kPieces; ++i) unpack_16_bytes<Stored>(stored[i], S + i * kFours);
-  const auto column = [&](const float* p, int j) { return reinterpret_cast<const float4*>(p)[(quarter + 4 * (j / kFours)) * kFours + j % kFours]; };
-  float removed = 0;  // of S (-kk), this row
+  for (int p = 0; p < kPieces; ++p) unpack_16_bytes<Stored>(stored[p], S + p * kFours);
+  const auto column = [&](const float* v, int j) { return reinterpret_cast<const float4*>(v)[(quarter + 4 * (j / kFours)) * kFours + j % kFours]; };
+  float removed = 0;
 #pragma unroll
   for (int j = 0; j < kQuads; ++j) {
     const float4 q = column(x.minus_kk, j);
@@ -209,23 +192,68 @@ __global__ void __launch_bounds__(4 * N, 1280 / (4 * N)) recurrent_heads_kernel(
   float y = 0;
 #pragma unroll
   for (int j = 0; j < kQuads; ++j) {
-    const float4 w = column(x.w, j), b = column(x.b, j), k4 = column(x.k, j), r4 = column(x.r, j);
-    S[j].x = S[j].x * w.x + removed * b.x + value * k4.x;
-    S[j].y = S[j].y * w.y + removed * b.y + value * k4.y;
-    S[j].z = S[j].z * w.z + removed * b.z + value * k4.z;
-    S[j].w = S[j].w * w.w + removed * b.w + value * k4.w;
-    y += S[j].x * r4.x + S[j].y * r4.y + S[j].z * r4.z + S[j].w * r4.w;
-    if (j % kFours == kFours - 1 && state) __stcs(state + 4 * (j / kFours), pack_16_bytes<Stored>(S + j / kFours * kFours));
+    const float4 w = column(x.w, j), b = column(x.b, j), k = column(x.k, j), r = column(x.r, j);
+    S[j] = {S[j].x * w.x + removed * b.x + value * k.x, S[j].y * w.y + removed * b.y + value * k.y, S[j].z * w.z + removed * b.z + value * k.z, S[j].w * w.w + removed * b.w + value * k.w};
+    y += S[j].x * r.x + S[j].y * r.y + S[j].z * r.z + S[j].w * r.w;
+    if (j % kFours == kFours - 1) store(j / kFours, pack_16_bytes<Stored>(S + j / kFours * kFours));
   }
   y += __shfl_xor_sync(~0u, y, 1);
   y += __shfl_xor_sync(~0u, y, 2);
   if (quarter == 0) x.y[row] = y;
-  __syncthreads();
+  const float mean = sum_over_lanes<4>(y) / 8, square = sum_over_lanes<4>((y - mean) * (y - mean));
+  if (i % 32 == 0) x.rows[i / 32] = {mean, square};
+}
 
-  const float own = i < N ? x.y[i] : 0;
-  const float mean = head_sum<N>(own, 0, part[1]).x / N, centred = own - mean;
-  const float variance = head_sum<N>(centred * centred, 0, part[2]).x / N;
-  if (i < N) static_cast<T*>(a.out)[at] = from_f32<T>((centred * (1.0f / sqrtf(variance + a.norm.epsilon)) * ln_w + ln_b + sums.y * x.v[i]) * x.g[i]);
+template <int N>
+__device__ __forceinline__ float finish_channel(const Vectors<N>& x, const Weights<N>& c, float v, float g, float epsilon, int i) {
+  float mean = 0, square = 0, bonus = 0;
+#pragma unroll
+  for (int w = 0; w < N / 8; ++w) mean += x.rows[w].x;
+  mean /= N / 8;
+#pragma unroll
+  for (int w = 0; w < N / 8; ++w) square += x.rows[w].y + 8 * (x.rows[w].x - mean) * (x.rows[w].x - mean);
+#pragma unroll
+  for (int m = 0; m < N / 32; ++m) bonus += x.bonus[m];
+  return ((x.y[i] - mean) * (1.0f / sqrtf(square / N + epsilon)) * c.ln_w + c.ln_b + bonus * v) * g;
+}
+
+// Block (head, sequence) of 4 N threads. Thread (value row, quarter) has the N/4 elements of S in the pieces of 16 bytes quarter + 4 p of the row, in
+// registers from one load to one store; the vectors pass through shared memory. Two barriers: each warp that prepares vectors finds the norm of kk
+// itself, and each warp gives mean and squares of its rows of y.
+template <class T, class Stored, int N>
+__global__ void __launch_bounds__(4 * N, 1280 / (4 * N)) recurrent_heads_kernel(RecurrentHeads a) {
+  constexpr int kPieces = N / 16 / kFoursOf16Bytes<Stored>;
+  __shared__ Vectors<N> x;
+  let_next_start();
+  const uint32_t h = blockIdx.x, s = blockIdx.y, C = a.n_head * N, i = threadIdx.x;
+  Weights<N> c{};
+  if (i < N) c = weights_of<N>(a, h, i);
+  const bool inside = s < static_cast<uint32_t>(a.used[1]);
+  const int32_t t = inside ? a.starts[s] : 0, slot = inside ? a.slots[s] : 0;
+  const bool empty = !inside || a.starts[s + 1] == t;
+  wait_for_inputs();
+  if (empty) return;
+  uint4* state = slot < 0 ? nullptr : reinterpret_cast<uint4*>(static_cast<Stored*>(a.state) + static_cast<uint64_t>(slot) * a.slot_stride + h * (N * N) + i / 4 * N) + i % 4;
+  uint4 stored[kPieces];
+#pragma unroll
+  for (int p = 0; p < kPieces; ++p) stored[p] = state ? __ldcs(state + 4 * p) : uint4{0, 0, 0, 0};
+  const uint64_t at = static_cast<uint64_t>(t) * C + h * N + i;
+  float2 v_bonus{};
+  float g = 0;
+  if (i < N) {
+    Token<N> in{a.r[at], a.v[at], a.lw[at], a.la[at], a.lv ? a.lv[at] : 0, a.lv ? a.v_first[at] : 0, a.g[at], {}};
+#pragma unroll
+    for (int m = 0; m < N / 32; ++m) in.k[m] = a.k[at - i + i % 32 + 32 * m];
+    if (!a.lv) a.v_first[at] = in.v;
+    v_bonus = prepare_channel(x, c, in, !a.lv, i), g = in.g;
+  }
+  __syncthreads();
+  if (i < N && i % 32 == 0) x.bonus[i / 32] = v_bonus.y;
+  advance<Stored>(x, stored, i, [&](int p, const uint4& bits) {
+    if (state) __stcs(state + 4 * p, bits);
+  });
+  __syncthreads();
+  if (i < N) static_cast<T*>(a.out)[at] = from_f32<T>(finish_channel(x, c, v_bonus.x, g, a.norm.epsilon, i));
 }
 
 }  // namespace

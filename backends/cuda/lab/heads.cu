@@ -1,8 +1,8 @@
 // Variants of recurrent_heads (gpu/gate.cu) for many sequences, tested against f64 on the host and timed beside it. From the root of the repository:
 //   nvcc -std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a -Ibackends -Iapi -Isdk/include backends/cuda/lab/heads.cu backends/gpu/gate.cu -o heads_lab
 //   ./heads_lab         everything; "test" or "time" for a part. Exit code 1 when a case fails
-// 0 plain  what is built: a block for a head of a sequence, five barriers
-// 1 lean   the same with two barriers: each warp that prepares vectors finds the norm of kk itself, and each warp gives mean and squares of its rows
+// 0 five   a block for a head of a sequence, five barriers
+// 1 built  the same with two barriers: each warp that prepares vectors finds the norm of kk itself, and each warp gives mean and squares of its rows
 // 2 ring   blocks that stay, each with one head of many sequences: a warp fetches what comes next by bulk copies into a ring in shared memory, so that
 //          the bytes on their way do not depend on registers; weights are read once a block. Head size 64 here, sm_90 and newer
 #include <algorithm>
@@ -28,7 +28,7 @@ constexpr int N = 64;
 constexpr int kQuads = N / 16;  // times four elements of S in a thread
 constexpr int kOwners = N / 32;  // warps with a channel a lane
 
-// ---- what lean and ring share -----------------------------------------------------------------------------
+// ---- what ring has from the kernel that is built -----------------------------------------------------------------------------
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 template <int kFrom>
@@ -121,48 +121,116 @@ __device__ __forceinline__ float finish_channel(const Vectors& x, const Weights&
   return ((x.y[i] - mean) * (1.0f / sqrtf(square / N + epsilon)) * c.ln_w + c.ln_b + bonus * v) * g;
 }
 
-// ---- 1: lean ----------------------------------------------------------------------------------------------
-template <class T, class Stored, int kThreads>
-__global__ void __launch_bounds__(4 * N, kThreads / (4 * N)) lean_kernel(RecurrentHeads a) {
-  constexpr int kPieces = kQuads / kFoursOf16Bytes<Stored>;
-  __shared__ Vectors x;
+// ---- 0: five barriers --------------------------------------------------------------------------------------
+struct HeadVectors {  // shared memory
+  float r[N], w[N], k[N], v[N], minus_kk[N], b[N], g[N], y[N];
+};
+
+// The sums of a and b over the first N threads' warps, to all threads of the block
+__device__ __forceinline__ float2 head_sum(float a, float b, float2 (&part)[N / 32]) {
+  if (threadIdx.x < N) {
+    a = sum_over_lanes<1>(a), b = sum_over_lanes<1>(b);
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = {a, b};
+  }
+  __syncthreads();
+  float2 s = part[0];
+#pragma unroll
+  for (int i = 1; i < N / 32; ++i) s.x += part[i].x, s.y += part[i].y;
+  return s;
+}
+
+// Block (head, sequence) of 4 N threads. Thread (value row, quarter) has the N/4 elements of S in the pieces of 16 bytes quarter + 4 i
+// of the row, in registers from one load to one store; the vectors pass through shared memory.
+template <class T, class Stored>
+__global__ void __launch_bounds__(4 * N, 1280 / (4 * N)) five_kernel(RecurrentHeads a) {
+  constexpr int kFours = kFoursOf16Bytes<Stored>, kPieces = kQuads / kFours;
+  __shared__ HeadVectors x;
+  __shared__ float2 part[3][N / 32];
   let_next_start();
-  const uint32_t h = blockIdx.x, s = blockIdx.y, C = a.n_head * N, i = threadIdx.x;
-  Weights c{};
-  if (i < N) c = weights_of(a, h, i);
+  const uint32_t h = blockIdx.x, s = blockIdx.y, C = a.n_head * N, i = threadIdx.x, channel = h * N + i;
+  float w0 = 0, a0 = 0, v0 = 0, k_k = 0, k_a = 0, r_k = 0, ln_w = 0, ln_b = 0;
+  if (i < N) {
+    w0 = a.prepare.w0[channel], a0 = a.prepare.a0[channel], k_k = a.prepare.k_k[channel], k_a = a.prepare.k_a[channel];
+    r_k = a.norm.r_k[channel], ln_w = a.norm.ln_w[channel], ln_b = a.norm.ln_b[channel];
+    if (a.lv) v0 = a.prepare.v0[channel];
+  }
   const bool inside = s < static_cast<uint32_t>(a.used[1]);
   const int32_t t = inside ? a.starts[s] : 0, slot = inside ? a.slots[s] : 0;
   const bool empty = !inside || a.starts[s + 1] == t;
   wait_for_inputs();
   if (empty) return;
-  uint4* state = slot < 0 ? nullptr : reinterpret_cast<uint4*>(static_cast<Stored*>(a.state) + static_cast<uint64_t>(slot) * a.slot_stride + h * (N * N) + i / 4 * N) + i % 4;
+
+  const uint32_t row = i / 4, quarter = i % 4;
+  uint4* state = slot < 0 ? nullptr : reinterpret_cast<uint4*>(static_cast<Stored*>(a.state) + static_cast<uint64_t>(slot) * a.slot_stride + h * (N * N) + row * N) + quarter;
   uint4 stored[kPieces];
 #pragma unroll
-  for (int p = 0; p < kPieces; ++p) stored[p] = state ? __ldcs(state + 4 * p) : uint4{0, 0, 0, 0};
-  const uint64_t at = static_cast<uint64_t>(t) * C + h * N + i;
-  float2 v_bonus{};
-  float g = 0;
+  for (int i = 0; i < kPieces; ++i) stored[i] = state ? __ldcs(state + 4 * i) : uint4{0, 0, 0, 0};
+
+  float kk = 0, k = 0, r = 0, v = 0, in_context = 0, square = 0, bonus = 0;
+  const uint64_t at = static_cast<uint64_t>(t) * C + channel;
   if (i < N) {
-    Token in{a.r[at], a.v[at], a.lw[at], a.la[at], a.lv ? a.lv[at] : 0, a.lv ? a.v_first[at] : 0, a.g[at], {}};
-#pragma unroll
-    for (int m = 0; m < kOwners; ++m) in.k[m] = a.k[at - i + i % 32 + 32 * m];
-    if (!a.lv) a.v_first[at] = in.v;
-    v_bonus = prepare_channel(x, c, in, !a.lv, i), g = in.g;
+    r = a.r[at], k = a.k[at], v = a.v[at];
+    in_context = sigmoid(a0 + a.la[at]);
+    x.w[i] = expf(-0.60653065971263342f * sigmoid(w0 + a.lw[at]));
+    x.g[i] = a.g[at];
+    if (a.lv)
+      v += (a.v_first[at] - v) * sigmoid(v0 + a.lv[at]);
+    else
+      a.v_first[at] = v;
+    kk = k * k_k;
+    square = kk * kk;
+    k *= 1.0f + (in_context - 1.0f) * k_a;
+    bonus = r * k * r_k;
+    x.r[i] = r, x.k[i] = k, x.v[i] = v;
+  }
+  const float2 sums = head_sum(square, bonus, part[0]);
+  if (i < N) {
+    kk /= fmaxf(sqrtf(sums.x), 1e-12f);
+    x.minus_kk[i] = -kk;
+    x.b[i] = kk * in_context;
   }
   __syncthreads();
-  if (i < N && i % 32 == 0) x.bonus[i / 32] = v_bonus.y;
-  advance<Stored>(x, stored, i, 0, [&](int p, const uint4& bits) {
-    if (state) __stcs(state + 4 * p, bits);
-  });
+
+  float4 S[kQuads];
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) unpack_16_bytes<Stored>(stored[i], S + i * kFours);
+  const auto column = [&](const float* p, int j) { return reinterpret_cast<const float4*>(p)[(quarter + 4 * (j / kFours)) * kFours + j % kFours]; };
+  float removed = 0;  // of S (-kk), this row
+#pragma unroll
+  for (int j = 0; j < kQuads; ++j) {
+    const float4 q = column(x.minus_kk, j);
+    removed += S[j].x * q.x + S[j].y * q.y + S[j].z * q.z + S[j].w * q.w;
+  }
+  removed += __shfl_xor_sync(~0u, removed, 1);
+  removed += __shfl_xor_sync(~0u, removed, 2);
+  const float value = x.v[row];
+  float y = 0;
+#pragma unroll
+  for (int j = 0; j < kQuads; ++j) {
+    const float4 w = column(x.w, j), b = column(x.b, j), k4 = column(x.k, j), r4 = column(x.r, j);
+    S[j].x = S[j].x * w.x + removed * b.x + value * k4.x;
+    S[j].y = S[j].y * w.y + removed * b.y + value * k4.y;
+    S[j].z = S[j].z * w.z + removed * b.z + value * k4.z;
+    S[j].w = S[j].w * w.w + removed * b.w + value * k4.w;
+    y += S[j].x * r4.x + S[j].y * r4.y + S[j].z * r4.z + S[j].w * r4.w;
+    if (j % kFours == kFours - 1 && state) __stcs(state + 4 * (j / kFours), pack_16_bytes<Stored>(S + j / kFours * kFours));
+  }
+  y += __shfl_xor_sync(~0u, y, 1);
+  y += __shfl_xor_sync(~0u, y, 2);
+  if (quarter == 0) x.y[row] = y;
   __syncthreads();
-  if (i < N) static_cast<T*>(a.out)[at] = from_f32<T>(finish_channel(x, c, v_bonus.x, g, a.norm.epsilon, i));
+
+  const float own = i < N ? x.y[i] : 0;
+  const float mean = head_sum(own, 0, part[1]).x / N, centred = own - mean;
+  const float variance = head_sum(centred * centred, 0, part[2]).x / N;
+  if (i < N) static_cast<T*>(a.out)[at] = from_f32<T>((centred * (1.0f / sqrtf(variance + a.norm.epsilon)) * ln_w + ln_b + sums.y * x.v[i]) * x.g[i]);
 }
 
-template <int kThreads>
-Error lean(const RecurrentHeads& a, Stream stream) {
+
+Error five(const RecurrentHeads& a, Stream stream) {
   return with_stored(a.stored, [&](auto of) {
     using S = decltype(of);
-    return launch(a.bf16 ? lean_kernel<bf16, S, kThreads> : lean_kernel<float, S, kThreads>, dim3(a.n_head, a.n_seqs), dim3(4 * N), 0, stream, a);
+    return launch(a.bf16 ? five_kernel<bf16, S> : five_kernel<float, S>, dim3(a.n_head, a.n_seqs), dim3(4 * N), 0, stream, a);
   });
 }
 
@@ -321,7 +389,7 @@ struct Variant {
   std::function<Error(const RecurrentHeads&, Stream)> run;
 };
 std::vector<Variant> variants(duet_dtype stored) {
-  std::vector<Variant> out{{"0 plain", recurrent_heads}, {"1 lean 1280", lean<1280>}, {"1 lean 1536", lean<1536>}, {"1 lean 2048", lean<2048>}};
+  std::vector<Variant> out{{"0 five barriers", five}, {"1 built", recurrent_heads}};
   const auto add = [&](auto blocks, int stages) {  // as many stages as fit, and fewer
     constexpr int kBlocks = decltype(blocks)::value;
     out.push_back({"2 ring " + std::to_string(kBlocks) + "x" + std::to_string(stages), [=](const RecurrentHeads& a, Stream s) { return ring<kBlocks>(a, s, stages); }});
