@@ -55,7 +55,7 @@ func TestNamesThatAreWrong(t *testing.T) {
 	refused(t, second(duet.NewLibrary(duet.LibraryOptions{PluginPath: "\x00"})), duet.ErrInvalid, "PluginPath holds a NUL")
 	refused(t, second(duet.NewLibrary(duet.LibraryOptions{Threads: 257})), duet.ErrLimit, "257")
 	refused(t, second(w.model.NewState(0, duet.StateOptions{})), duet.ErrLimit, "n_slots")
-	refused(t, second(w.model.NewState(1, duet.StateOptions{WKV: duet.BF16})), duet.ErrUnsupported, "f32 only")
+	refused(t, second(w.model.NewState(1, duet.StateOptions{WKV: duet.Q8})), duet.ErrUnsupported, "f16 only")
 	refused(t, second(w.model.NewSession(duet.SessionOptions{Mode: 9})), duet.ErrInvalid, "9")
 	refused(t, second(w.model.NewTokenizer()), duet.ErrNotFound, "vocab.txt")
 	options := duet.DefaultSamplerOptions()
