@@ -1,5 +1,5 @@
-// Products of few rows, where what takes the time is reading the weights: recurrent mode, the head, and parallel mode where
-// there is no cuBLAS. Of q8 and q4 weights those of many rows too (quantised_product.h). Sums are f32 and their order is fixed: the same bits every time.
+// Products of few rows, where what takes the time is reading the weights: recurrent mode, and where neither tall_product.h
+// nor cuBLAS serves, more of them. Of q8 and q4 weights those of many rows too (quantised_product.h). Sums are f32 and their order is fixed: the same bits every time.
 #pragma once
 #include "duet_types.h"
 #include "gpu/port.h"

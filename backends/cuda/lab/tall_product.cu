@@ -1,6 +1,7 @@
 // Checks tall_product.h against double precision, and times it beside cuBLASLt:
-//   nvcc -std=c++20 -O2 -gencode=arch=compute_90a,code=sm_90a -DDUET_WATCHDOG=400000000ll -Ibackends/cuda -Ibackends -Iapi -Isdk/include backends/cuda/lab/tall_product.cu \
-//     backends/cuda/tall_product.cu backends/cuda/product.cu backends/cuda/skipping_product.cu backends/cuda/cublas.cc -ldl -o tall && ./tall check && ./tall time
+//   nvcc -std=c++20 -O2 -gencode=arch=compute_90a,code=sm_90a -DDUET_CUDA_90A -DDUET_WATCHDOG=400000000ll -Ibackends/cuda -Ibackends -Iapi -Isdk/include backends/cuda/lab/tall_product.cu \
+//     backends/cuda/tall_product.cu backends/cuda/product.cu backends/cuda/quantised_product.cu backends/cuda/quantised_many.cu backends/cuda/skipping_product.cu backends/cuda/cublas.cc backends/gpu/shape.cu \
+//     -ldl -o tall && ./tall check && ./tall time
 // With DUET_WATCHDOG a wait of so many cycles ends the program instead of hanging it, with DUET_WATCHDOG_SPEAKS after a message. Outputs start as NaN, rows beyond those in use must
 // stay so, and a second run must give the same bits.
 #include "tall_product.h"
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "device.h"
+#include "gpu/shape.h"
 
 using namespace duet_cuda;
 using bf16 = __nv_bfloat16;
@@ -99,7 +101,6 @@ struct Case {
   uint32_t rows, used;
   std::vector<std::pair<uint32_t, uint32_t>> shapes;  // out, in
   bool in_major;
-  TallTuning tuning;
 };
 
 // Runs it twice; returns what is wrong with which product, or -1.
@@ -130,7 +131,7 @@ int run_case(const Case& c, Fill w_fill, Fill x_fill, bool plain, std::vector<Wr
     for (char* m : {w, x, y, old}) memory.push_back(m);
   }
   if (!tall_takes(t)) std::printf("FAILED: not taken (rows %u)\n", c.rows), std::exit(1);
-  const SkippingScratch need = tall_scratch(t, c.tuning);
+  const SkippingScratch need = tall_scratch(t);
   char *tickets = device_memory(need.tickets), *parts = device_memory(need.parts);
   memory.push_back(tickets), memory.push_back(parts);
   check(cudaMemset(tickets, 0, need.tickets), "tickets"), check(cudaMemset(parts, 0xff, need.parts), "parts");
@@ -143,7 +144,7 @@ int run_case(const Case& c, Fill w_fill, Fill x_fill, bool plain, std::vector<Wr
       else
         check(cudaMemset(p.item[i].y, 0xff, bytes[i]), "poison");
     }
-    check(tall_products(t, tickets, parts, nullptr, c.tuning), "tall_products");
+    check(tall_products(t, tickets, parts, nullptr), "tall_products");
     check(cudaDeviceSynchronize(), "running tall_products");
     for (uint32_t i = 0; i < p.n; ++i) {
       std::vector<char> raw(bytes[i]);
@@ -176,8 +177,8 @@ int run_case(const Case& c, Fill w_fill, Fill x_fill, bool plain, std::vector<Wr
 
 void check_case(const Case& c) {
   ++cases;
-  std::snprintf(doing, sizeof doing, "rows %u of %u, %zu products of which the first is out %u in %u, in_major %d, outputs %u ring %u", c.used, c.rows, c.shapes.size(), c.shapes[0].first,
-                c.shapes[0].second, c.in_major, c.tuning.outputs, c.tuning.ring);
+  std::snprintf(doing, sizeof doing, "rows %u of %u, %zu products of which the first is out %u in %u, in_major %d", c.used, c.rows, c.shapes.size(), c.shapes[0].first,
+                c.shapes[0].second, c.in_major);
   std::vector<Wrong> wrong;
   bool same = true;
   const int bad = run_case(c, Fill::random, Fill::random, false, wrong, same);
@@ -200,37 +201,30 @@ void check_all() {
   const auto done = [](const char* what) { std::printf("%s: %d cases, %d failures, worst error %.2g\n", what, cases, failures, worst_error), cases = 0, worst_error = 0; };
   // one tile, one unit; then along k, outputs and rows
   for (const bool in_major : {false, true}) {
-    check_case({32, 32, {{128, 64}}, in_major, {64, 0}});
-    check_case({32, 32, {{128, 256}}, in_major, {64, 0}});
-    check_case({64, 64, {{128, 256}}, in_major, {64, 0}});
-    check_case({128, 128, {{128, 256}}, in_major, {64, 0}});
-    check_case({256, 256, {{128, 256}}, in_major, {64, 0}});
-    check_case({32, 32, {{256, 256}}, in_major, {128, 0}});
-    check_case({128, 128, {{256, 256}}, in_major, {128, 0}});
-    check_case({32, 32, {{128, 4096}}, in_major, {64, 0}});
-    check_case({32, 32, {{1024, 1024}}, in_major, {64, 0}});
+    check_case({32, 32, {{128, 64}}, in_major});
+    for (const uint32_t rows : {32u, 64u, 128u, 256u}) check_case({rows, rows, {{128, 256}}, in_major});
+    check_case({32, 32, {{128, 4096}}, in_major});
+    check_case({32, 32, {{1024, 1024}}, in_major});
     done(in_major ? "first, in-major" : "first");
     if (failures > 0) std::exit(1);
   }
-  for (const uint32_t rows : {17u, 32u, 50u, 64u, 100u, 128u, 200u, 256u, 300u, 512u})
-    for (const uint32_t outputs : {0u, 64u, 128u})
-      for (const bool in_major : {false, true})
-        for (const auto& [out, in] : {std::pair{72u, 40u}, std::pair{768u, 768u}, std::pair{2048u, 1032u}, std::pair{200u, 3072u}}) {
-          check_case({rows, rows, {{out, in}}, in_major, {outputs, 0}});
-          check_case({rows, rows - 5, {{out, in}}, in_major, {outputs, 200 << 10}});
-        }
+  for (const uint32_t rows : {1u, 17u, 32u, 33u, 50u, 64u, 65u, 100u, 128u, 129u, 200u, 256u, 300u, 512u, 2048u})
+    for (const bool in_major : {false, true})
+      for (const auto& [out, in] : {std::pair{72u, 40u}, std::pair{768u, 768u}, std::pair{2048u, 1032u}, std::pair{200u, 3072u}})
+        for (const uint32_t used : {rows, rows > 5 ? rows - 5 : 0, rows / 3}) check_case({rows, used, {{out, in}}, in_major});
   done("single");
-  for (const uint32_t rows : {17u, 64u, 100u, 256u, 400u})
-    for (const uint32_t outputs : {0u, 64u, 128u}) {
-      check_case({rows, rows, {{768, 768}, {768, 768}, {768, 768}, {64, 768}, {64, 768}, {32, 768}, {128, 768}}, false, {outputs, 0}});
-      check_case({rows, rows - 1, {{768, 64}, {768, 64}, {768, 32}, {768, 128}}, false, {outputs, 0}});
-      check_case({rows, rows - 7, {{37, 768}, {1001, 40}, {130, 1544}, {7, 8}, {513, 520}, {2048, 2048}, {3, 4096}, {129, 1000}}, false, {outputs, 0}});
-      check_case({rows, rows, {{4096, 4096}, {4096, 4096}, {4096, 4096}, {128, 4096}, {128, 4096}, {96, 4096}, {480, 4096}}, false, {outputs, 0}});
-    }
+  for (const uint32_t rows : {17u, 64u, 100u, 128u, 256u, 400u}) {
+    check_case({rows, rows, {{768, 768}, {768, 768}, {768, 768}, {64, 768}, {64, 768}, {32, 768}, {128, 768}}, false});
+    check_case({rows, rows - 1, {{768, 64}, {768, 64}, {768, 32}, {768, 128}}, false});
+    check_case({rows, rows - 7, {{37, 768}, {1001, 40}, {130, 1544}, {7, 8}, {513, 520}, {2048, 2048}, {3, 4096}, {129, 1000}}, false});
+    check_case({rows, rows, {{4096, 4096}, {4096, 4096}, {4096, 4096}, {128, 4096}, {128, 4096}, {96, 4096}, {480, 4096}}, false});
+    check_case({rows, rows - 3, {{128, 4096}, {128, 4096}, {96, 4096}, {480, 4096}}, false});
+    check_case({rows, rows - 3, {{4096, 128}, {4096, 128}, {4096, 96}, {4096, 480}}, false});
+  }
   done("several");
-  for (const uint32_t rows : {32u, 128u, 256u}) {
-    check_case({rows, rows, {{16384, 4096}}, false, {}});
-    check_case({rows, rows, {{4096, 16384}}, true, {}});
+  for (const uint32_t rows : {32u, 64u, 128u, 256u}) {
+    check_case({rows, rows, {{16384, 4096}}, false});
+    check_case({rows, rows, {{4096, 16384}}, true});
   }
   done("large");
 }
@@ -274,11 +268,38 @@ __global__ void read_kernel(const uint4* p, uint64_t n, uint32_t* out) {
 
 void no_log(void*, int, const char* text) { std::printf("%s\n", text); }
 
+struct Matrix {
+  uint32_t out, in;
+  Finish finish = Finish::store;
+};
+struct Phase {
+  const char* name;
+  std::vector<Matrix> matrices;
+  uint32_t batch = 1;  // so many of the first ones are one batched product for cuBLASLt
+  bool in_major = false;
+};
+
+// Those of a model whose low-rank matrices are w, a, v, g wide
+std::vector<Phase> phases_of(const char* const (&names)[7], uint32_t C, const uint32_t (&rank)[4]) {
+  const Matrix rkv{C, C};
+  const std::vector<Matrix> low_in = {{rank[0], C, Finish::tanh_input}, {rank[1], C, Finish::input}, {rank[2], C, Finish::input}, {rank[3], C, Finish::sigmoid_input}};
+  std::vector<Matrix> inputs = {rkv, rkv, rkv}, low_out;
+  inputs.insert(inputs.end(), low_in.begin(), low_in.end());
+  for (const uint32_t r : rank) low_out.push_back({C, r});
+  return {{names[0], inputs, 3},
+          {names[1], low_in},
+          {names[2], low_out},
+          {names[3], {{C, C, Finish::add}}},
+          {names[4], {{4 * C, C, Finish::relu_squared_input}}},
+          {names[5], {{C, 4 * C, Finish::add}}, 1, true},
+          {names[6], {{65536, C}}}};
+}
+
 void time_all() {
-  constexpr uint64_t kPool = 3ull << 30, kWorkspace = 32 << 20;
-  char *pool = device_memory(kPool), *x = device_memory(512 * 16384 * 2 * 8ull), *y = device_memory(512ull * 65536 * 4), *workspace = device_memory(kWorkspace);
+  constexpr uint64_t kPool = 3ull << 30, kWorkspace = 32 << 20, kX = 160ull << 20, kY = 160ull << 20;
+  char *pool = device_memory(kPool), *x = device_memory(kX), *y = device_memory(kY), *sums = device_memory(kY), *workspace = device_memory(kWorkspace);
   fill(pool, kPool / 2, 4096, Fill::random, false, 0.02f, 1);
-  fill(x, 512ull * 16384 * 8, 4096, Fill::random, false, 1, 2);
+  fill(x, kX / 2, 4096, Fill::random, false, 1, 2);
   check(cudaDeviceSynchronize(), "filling");
   const double rate = kPool / 1e9 / (milliseconds([&](cudaStream_t s) { read_kernel<<<132 * 8, 512, 0, s>>>(reinterpret_cast<const uint4*>(pool), kPool / 16, nullptr); }) * 1e-3);
   std::printf("streaming read %.0f GB/s\n", rate);
@@ -286,36 +307,24 @@ void time_all() {
   duetp_host host{};
   host.log = no_log;
   const bool has_cublas = cublas.available(host);
-  struct Phase {
-    const char* name;
-    std::vector<std::pair<uint32_t, uint32_t>> matrices;  // out, in
-    bool in_major = false;
-    uint32_t batch = 1;  // so many of the first ones are one batched product for cuBLASLt
-    Finish finish = Finish::store;
-  };
-  const Phase phases[] = {{"7.2b r,k,v", {{4096, 4096}, {4096, 4096}, {4096, 4096}}, false, 3},
-                          {"7.2b r,k,v, low-rank", {{4096, 4096}, {4096, 4096}, {4096, 4096}, {128, 4096}, {128, 4096}, {96, 4096}, {480, 4096}}, false, 3},
-                          {"7.2b low-rank out", {{4096, 128}, {4096, 128}, {4096, 96}, {4096, 480}}},
-                          {"7.2b output", {{4096, 4096}}, false, 1, Finish::add},
-                          {"7.2b key", {{16384, 4096}}, false, 1, Finish::relu_squared_input},
-                          {"7.2b value", {{4096, 16384}}, true, 1, Finish::add},
-                          {"7.2b head", {{65536, 4096}}},
-                          {"1.5b r,k,v, low-rank", {{2048, 2048}, {2048, 2048}, {2048, 2048}, {96, 2048}, {96, 2048}, {64, 2048}, {256, 2048}}, false, 3},
-                          {"1.5b output", {{2048, 2048}}, false, 1, Finish::add},
-                          {"1.5b key", {{8192, 2048}}, false, 1, Finish::relu_squared_input},
-                          {"1.5b value", {{2048, 8192}}, true, 1, Finish::add},
-                          {"0.1b r,k,v, low-rank", {{768, 768}, {768, 768}, {768, 768}, {64, 768}, {64, 768}, {32, 768}, {128, 768}}, false, 3},
-                          {"0.1b output", {{768, 768}}, false, 1, Finish::add},
-                          {"0.1b key", {{3072, 768}}, false, 1, Finish::relu_squared_input},
-                          {"0.1b value", {{768, 3072}}, true, 1, Finish::add}};
-  std::printf("us a phase: [outputs of a tile / ring] share of the streaming read rate, TFLOP/s; own: what it chooses itself; few: product.h; cublasLt without activations\n");
-  for (const uint32_t rows : {17u, 32u, 64u, 128u, 256u, 512u}) {
+  std::vector<Phase> phases;
+  const auto add = [&](const std::vector<Phase>& of) { phases.insert(phases.end(), of.begin(), of.end()); };
+#define DUET_NAMES(m) {m " r,k,v, low-rank", m " low-rank in", m " low-rank out", m " output", m " key", m " value", m " head"}
+  add(phases_of(DUET_NAMES("7.2b"), 4096, {128, 128, 96, 480}));
+  add(phases_of(DUET_NAMES("2.9b"), 2560, {96, 96, 64, 320}));
+  add(phases_of(DUET_NAMES("1.5b"), 2048, {96, 96, 64, 256}));
+  add(phases_of(DUET_NAMES("0.4b"), 1024, {64, 64, 32, 128}));
+  add(phases_of(DUET_NAMES("0.1b"), 768, {64, 64, 32, 128}));
+#undef DUET_NAMES
+  std::printf("us a phase (share of the streaming read rate, TFLOP/s); few: product.h and, for value, skipping_product without zeros; cublasLt with activations\n");
+  for (const uint32_t rows : {17u, 32u, 48u, 64u, 96u, 128u, 256u, 512u, 1024u, 2048u}) {
     int32_t counts[3] = {static_cast<int32_t>(rows), 0, 0};
     int32_t* used = reinterpret_cast<int32_t*>(device_memory(sizeof counts));
     check(cudaMemcpy(used, counts, sizeof counts, cudaMemcpyHostToDevice), "counts");
     for (const Phase& phase : phases) {
+      if (rows > 128 && std::strstr(phase.name, " low-rank ") == nullptr) continue;  // cuBLASLt's
       uint64_t bytes = 0;
-      for (const auto& [out, in] : phase.matrices) bytes += 2ull * out * in;
+      for (const Matrix& m : phase.matrices) bytes += 2ull * m.out * m.in;
       const int launches = static_cast<int>(std::clamp<uint64_t>((2ull << 30) / bytes, 4, 40));
       uint64_t at = 0;
       const auto next = [&] {
@@ -325,10 +334,11 @@ void time_all() {
         Products& p = t.products;
         p.used = used, p.n_rows = rows, p.weights = DUET_BF16;
         uint64_t to = 0, from = 0;
-        for (const auto& [out, in] : phase.matrices) {
-          p.item[p.n++] = {pool + at, x + from, y + to, out, in, phase.finish};
-          at += 2ull * out * in, to += 4ull * out * rows, from += 2ull * in * rows;
+        for (const Matrix& m : phase.matrices) {
+          p.item[p.n++] = {pool + at, x + from, y + to, m.out, m.in, m.finish};
+          at += 2ull * m.out * m.in, to += 4ull * m.out * rows, from += 2ull * m.in * rows;
         }
+        if (to > kY || from > kX) std::printf("FAILED: %s, rows %u: more memory is needed\n", phase.name, rows), std::exit(1);
         return t;
       };
       const auto time = [&](const std::function<Error(const TallProducts&, cudaStream_t)>& f) {
@@ -338,31 +348,43 @@ void time_all() {
       const double flops = static_cast<double>(bytes) * rows;
       const auto show = [&](const char* what, double us) { std::printf("  %s %.1f (%.0f %%, %.0f)", what, us, 100 * bytes / us / 1e3 / rate, flops / us / 1e6); };
       std::snprintf(doing, sizeof doing, "%s, rows %u", phase.name, rows);
-      std::printf("%-21s rows %3u:", phase.name, rows);
-      const auto tall = [&](const char* what, TallTuning tuning) {
-        const SkippingScratch need = tall_scratch(next(), tuning);
-        char *tickets = device_memory(need.tickets), *parts = device_memory(need.parts);
-        check(cudaMemset(tickets, 0, need.tickets), "tickets");
-        show(what, time([&](const TallProducts& t, cudaStream_t s) { return tall_products(t, tickets, parts, s, tuning); }));
-        cudaFree(tickets), cudaFree(parts);
-      };
-      tall("own", {});
-      tall("128/100K", {64, 92 << 10});
-      tall("128/200K", {64, 200 << 10});
-      if (rows <= 128) tall("256/200K", {128, 200 << 10});
-      if (rows <= 64 && !phase.in_major && phase.finish == Finish::store) show("few", time([&](const TallProducts& t, cudaStream_t s) { return products(t.products, s); }));
+      std::printf("%-21s rows %4u:", phase.name, rows);
+      SkippingScratch need = tall_scratch(next());
+      at = 0;
+      const Product first = next().products.item[0];
+      SkippingProduct value{first.w, first.x, static_cast<float*>(first.y), first.n_in, first.n_out, used, 0, rows, DUET_BF16};
+      if (phase.in_major) {
+        const SkippingScratch n = skipping_scratch(value);
+        need = {std::max(need.tickets, n.tickets), std::max(need.parts, n.parts)};
+      }
+      char *tickets = device_memory(need.tickets), *parts = device_memory(need.parts);
+      check(cudaMemset(tickets, 0, need.tickets), "tickets");
+      show("tall", time([&](const TallProducts& t, cudaStream_t s) { return tall_products(t, tickets, parts, s); }));
+      if (rows <= 64)
+        show("few", time([&](const TallProducts& t, cudaStream_t s) {
+               if (!phase.in_major) return products(t.products, s);
+               value.w = t.products.item[0].w;
+               return skipping_product(value, tickets, parts, s);
+             }));
       if (has_cublas)
         show("cublasLt", time([&](const TallProducts& t, cudaStream_t s) {
                for (uint32_t i = 0; i < t.products.n; i += i == 0 ? phase.batch : 1) {
                  const Product& p = t.products.item[i];
+                 const bool has_function = p.finish == Finish::tanh_input || p.finish == Finish::sigmoid_input || p.finish == Finish::relu_squared_input;
                  Gemm g{};
-                 g.x = p.x, g.w = p.w, g.y = p.y, g.rows = rows, g.n_in = p.n_in, g.n_out = p.n_out, g.batch = i == 0 ? phase.batch : 1;
-                 g.input = DUET_BF16, g.output = DUET_F32, g.in_major = phase.in_major, g.add = phase.finish == Finish::add;
+                 g.x = p.x, g.w = p.w, g.y = has_function ? sums : p.y, g.rows = rows, g.n_in = p.n_in, g.n_out = p.n_out, g.batch = i == 0 ? phase.batch : 1;
+                 g.input = DUET_BF16, g.output = p.finish == Finish::input ? DUET_BF16 : DUET_F32, g.in_major = phase.in_major, g.add = p.finish == Finish::add;
                  cublas.run(g, workspace, kWorkspace, s);
+                 if (!has_function) continue;
+                 const duet_gpu::Activation f = p.finish == Finish::tanh_input      ? duet_gpu::Activation::tanh
+                                                : p.finish == Finish::sigmoid_input ? duet_gpu::Activation::sigmoid
+                                                                                    : duet_gpu::Activation::relu_squared;
+                 if (const Error e = duet_gpu::activate(reinterpret_cast<const float*>(sums), p.y, true, f, used, rows, p.n_out, s); e != cudaSuccess) return e;
                }
                return cudaSuccess;
              }));
       std::printf("\n");
+      cudaFree(tickets), cudaFree(parts);
     }
     cudaFree(used);
   }
