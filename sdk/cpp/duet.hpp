@@ -20,11 +20,13 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <exception>
 #include <filesystem>
 #include <functional>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -71,7 +73,8 @@ enum class Finish : uint32_t {
   stop_token = DUET_FINISH_STOP_TOKEN,
   stop_text = DUET_FINISH_STOP_TEXT,
   callback = DUET_FINISH_CALLBACK,
-  cancelled = std::numeric_limits<uint32_t>::max()  // DUET_E_CANCELLED: somebody asked for it, so it is no error here
+  cancelled = std::numeric_limits<uint32_t>::max(),  // DUET_E_CANCELLED: somebody asked for it, so it is no error here
+  numeric = cancelled - 1  // DUET_E_NUMERIC, of generate_batch: no logits to draw from, and the slot is undefined. The others went on
 };
 
 using LogFunction = std::function<void(LogLevel level, std::string_view message)>;  // [any-thread]; what it throws is dropped
@@ -586,7 +589,7 @@ class Cancel {
   alignas(std::atomic_ref<int32_t>::required_alignment) int32_t flag_ = 0;
 };
 
-// Options of Session::generate.
+// Options of Session::generate, and of a sequence of generate_batch.
 struct GenerateOptions {
   uint32_t max_tokens = 256;             // new tokens; 0 = 256
   const Tokenizer* tokenizer = nullptr;  // needed for text
@@ -596,13 +599,21 @@ struct GenerateOptions {
   std::function<bool(std::string_view text)> on_text = {};  // whole characters, never part of a stop text; false stops
   const Cancel* cancel = nullptr;                           // needed for the call only
 };
-// What Session::generate did.
+// What Session::generate did, and generate_batch for one sequence.
 struct GenerateResult {
   Finish finish{};                   // why it ended
   uint64_t n_prompt = 0, n_new = 0;  // tokens read, tokens drawn (a stop token included)
-  double prompt_s = 0, new_s = 0;    // seconds
+  double prompt_s = 0, new_s = 0;    // seconds; of prompts that are read together, until this one was
   std::vector<int32_t> tokens;       // drawn, without a stop token. The slot has read all of them but the last, if no stop token came
   std::string text;                  // of these tokens, up to a stop text; empty without a tokenizer
+};
+
+// A sequence of Session::generate_batch.
+struct Prompt {
+  std::span<const int32_t> tokens = {};  // 1 or more
+  Sampler* sampler = nullptr;            // its own: no two sequences share one
+  GenerateOptions options = {};          // its own, callbacks and cancel too
+  std::optional<uint32_t> slot = {};     // its own; empty = its place in the batch
 };
 
 // Scratch memory, a queue and a mode. A state goes through sessions of both modes.
@@ -655,52 +666,103 @@ class Session : public detail::Owner<duet_session, duet_session_free> {
 
   // Reads the prompt in the session's mode, then draws tokens recurrently.
   GenerateResult generate(State& state, Sampler& sampler, std::span<const int32_t> prompt, const GenerateOptions& options = {}, uint32_t slot = 0) {
-    if (options.on_text && !options.tokenizer) detail::invalid("on_text needs a tokenizer: set it in the options");
-    Generation g{options};
-    auto o = DUET_INIT(duet_generate_options);
-    o.max_tokens = options.max_tokens;
-    if (options.tokenizer) o.tokenizer = detail::live(*options.tokenizer, "the tokenizer of the options");
-    static const int32_t none = 0;  // NULL would mean token 0
-    o.stops = options.stops.empty() ? &none : options.stops.data();
-    o.n_stops = detail::count(options.stops.size(), "stops");
-    std::vector<const char*> stop_texts;
-    for (const std::string& text : options.stop_texts) stop_texts.push_back(detail::c_string(text, "a stop text"));
-    o.stop_texts = stop_texts.data();
-    o.n_stop_texts = detail::count(stop_texts.size(), "stop_texts");
-    o.on_token = Generation::on_token;
-    if (options.tokenizer) o.on_text = Generation::on_text;
-    o.user = &g;
-    o.cancel = options.cancel ? &options.cancel->flag_ : nullptr;
+    detail::Callbacks callbacks;
+    Generation g(options, callbacks);
     const detail::LogOwner log = log_;  // a callback may destroy this session
     auto r = DUET_INIT(duet_generate_result);
-    const duet_status status = duet_generate(handle(), state.handle(), slot, sampler.handle(), prompt.data(), prompt.size(), &o, &r);
-    g.callbacks.check(status == DUET_E_CANCELLED ? DUET_OK : status);
-    g.result.finish = status == DUET_E_CANCELLED ? Finish::cancelled : static_cast<Finish>(r.finish);
-    g.result.n_prompt = r.n_prompt, g.result.n_new = r.n_new;
-    g.result.prompt_s = r.prompt_s, g.result.new_s = r.new_s;
-    return std::move(g.result);
+    const duet_status status = duet_generate(handle(), state.handle(), slot, sampler.handle(), prompt.data(), prompt.size(), &g.c_options, &r);
+    callbacks.check(status == DUET_E_CANCELLED ? DUET_OK : status);
+    return g.take(status, r);
+  }
+  // generate() for many sequences at once: prompts are read together, then a token of every sequence is drawn in each step. One that
+  // ends drops out, and the others go on; so does one that is cancelled or has no logits to draw from: its result says so, and
+  // nothing is thrown. Callbacks of one sequence come in order; those of several are mixed; what one throws stops all.
+  std::vector<GenerateResult> generate_batch(State& state, std::span<const Prompt> prompts) {
+    detail::Callbacks callbacks;
+    std::deque<Generation> generations;  // they stay where they are
+    std::vector<int32_t> tokens;
+    std::vector<uint32_t> lengths, slots;
+    std::vector<duet_sampler*> samplers;
+    std::vector<const duet_generate_options*> options;
+    std::vector<duet_generate_result> results(prompts.size(), DUET_INIT(duet_generate_result));
+    std::vector<duet_generate_result*> out;
+    auto p = DUET_INIT(duet_prompts);
+    p.n_seqs = detail::count(prompts.size(), "prompts");
+    for (const Prompt& prompt : prompts) {
+      const auto i = static_cast<uint32_t>(lengths.size());
+      if (!prompt.sampler) detail::invalid("sequence " + std::to_string(i) + " has no sampler; each needs one of its own");
+      tokens.insert(tokens.end(), prompt.tokens.begin(), prompt.tokens.end());
+      lengths.push_back(detail::count(prompt.tokens.size(), "tokens"));
+      slots.push_back(prompt.slot.value_or(i));
+      samplers.push_back(detail::live(*prompt.sampler, "a sampler of the prompts"));
+      options.push_back(&generations.emplace_back(prompt.options, callbacks).c_options);
+      out.push_back(&results[i]);
+    }
+    static const int32_t none = 0;  // prompts that are all empty have no memory, but a better sentence
+    p.tokens = tokens.empty() ? &none : tokens.data();
+    p.lengths = lengths.data(), p.slots = slots.data();
+    p.samplers = samplers.data(), p.options = options.data();
+    const detail::LogOwner log = log_;  // as in generate()
+    const duet_status status = duet_generate_batch(handle(), state.handle(), &p, out.data());
+    bool of_sequences = false;  // then the others have results
+    for (const duet_generate_result& r : results) of_sequences |= r.status == DUET_E_CANCELLED || r.status == DUET_E_NUMERIC;
+    callbacks.check(of_sequences ? DUET_OK : status);
+    std::vector<GenerateResult> taken;
+    for (size_t i = 0; i < results.size(); ++i) taken.push_back(generations[i].take(results[i].status, results[i]));
+    return taken;
   }
 
  private:
-  struct Generation {  // what the C callbacks share
-    const GenerateOptions& options;
-    GenerateResult result = {};
-    detail::Callbacks callbacks = {};
+  // One sequence: its options in C, and what its callbacks collect.
+  class Generation {
+   public:
+    Generation(const GenerateOptions& options, detail::Callbacks& callbacks) : options_(options), callbacks_(callbacks) {
+      if (options.on_text && !options.tokenizer) detail::invalid("on_text needs a tokenizer: set it in the options");
+      auto& o = c_options;
+      o.max_tokens = options.max_tokens;
+      if (options.tokenizer) o.tokenizer = detail::live(*options.tokenizer, "the tokenizer of the options");
+      static const int32_t none = 0;  // NULL would mean token 0
+      o.stops = options.stops.empty() ? &none : options.stops.data();
+      o.n_stops = detail::count(options.stops.size(), "stops");
+      for (const std::string& text : options.stop_texts) stop_texts_.push_back(detail::c_string(text, "a stop text"));
+      o.stop_texts = stop_texts_.data();
+      o.n_stop_texts = detail::count(stop_texts_.size(), "stop_texts");
+      o.on_token = on_token;
+      if (options.tokenizer) o.on_text = on_text;
+      o.user = this;
+      o.cancel = options.cancel ? &options.cancel->flag_ : nullptr;
+    }
+    Generation(const Generation&) = delete;
+    Generation& operator=(const Generation&) = delete;
 
+    GenerateResult take(duet_status status, const duet_generate_result& r) {
+      result_.finish = status == DUET_E_CANCELLED ? Finish::cancelled : status == DUET_E_NUMERIC ? Finish::numeric : static_cast<Finish>(r.finish);
+      result_.n_prompt = r.n_prompt, result_.n_new = r.n_new;
+      result_.prompt_s = r.prompt_s, result_.new_s = r.new_s;
+      return std::move(result_);
+    }
+
+    duet_generate_options c_options = DUET_INIT(duet_generate_options);
+
+   private:
     static duet_status on_token(void* user, int32_t token) {
       auto& self = *static_cast<Generation*>(user);
-      return self.callbacks.run([&] {
-        self.result.tokens.push_back(token);
-        return !self.options.on_token || self.options.on_token(token);
+      return self.callbacks_.run([&] {
+        self.result_.tokens.push_back(token);
+        return !self.options_.on_token || self.options_.on_token(token);
       });
     }
     static duet_status on_text(void* user, const char* text, size_t n) {
       auto& self = *static_cast<Generation*>(user);
-      return self.callbacks.run([&] {
-        self.result.text.append(text, n);
-        return !self.options.on_text || self.options.on_text({text, n});
+      return self.callbacks_.run([&] {
+        self.result_.text.append(text, n);
+        return !self.options_.on_text || self.options_.on_text({text, n});
       });
     }
+    const GenerateOptions& options_;
+    detail::Callbacks& callbacks_;
+    std::vector<const char*> stop_texts_;
+    GenerateResult result_;
   };
   Rows rows(uint32_t output) {
     const float* data = nullptr;

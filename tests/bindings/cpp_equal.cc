@@ -156,6 +156,114 @@ TEST_CASE("C++: generated text, tokens and probabilities are those of C") {
   CHECK(sampler.pick(last.data) == token);
 }
 
+TEST_CASE("C++: a batch of generations gives what C gives, each sequence by its own options") {
+  const float never = -std::numeric_limits<float>::infinity();
+  for (const char* device : api::backends()) {
+    INFO(device);
+    const Both b(device);
+    const auto tokenizer = duet::Tokenizer::for_model(b.model);
+    const auto c_tokenizer = api::tokenizer(b.c_model);
+    const auto tokens = prompt(tokenizer);
+    const uint32_t n = 5, V = b.model.info().n_vocab;
+    // 0: text to its length; 1: stopped by its callback; 2: cancelled by its own flag; 3: nothing to draw from; 4: a stop token, of its first draw
+    std::vector<std::pair<int32_t, float>> nothing, only;
+    for (uint32_t v = 0; v < V; ++v) nothing.emplace_back(v, never);
+    only = nothing, only.erase(only.begin() + 9);
+    const std::vector<std::pair<int32_t, float>> biases[n] = {{}, {}, {}, nothing, only};
+    const uint32_t slots[n] = {4, 0, 3, 1, 2}, max_tokens[n] = {12, 40, 40, 5, 5}, last[n] = {1000, 7, 4, 1000, 1000};
+    const int32_t nine = 9, none = 0;
+
+    struct Told {
+      std::vector<int32_t> tokens;
+      std::string text;
+      uint32_t last = 0;
+      bool cancels = false;
+      volatile int32_t cancel = 0;
+    } want[n];
+    std::vector<api::Sampler> c_samplers;
+    duet_sampler* c_pointers[n];
+    duet_generate_options o[n];
+    const duet_generate_options* options[n];
+    duet_generate_result r[n];
+    duet_generate_result* results[n];
+    std::vector<int32_t> packed;
+    uint32_t lengths[n];
+    std::vector<duet::Sampler> samplers;
+    samplers.reserve(n);
+    for (uint32_t i = 0; i < n; ++i) {
+      auto so = DUET_INIT(duet_sampler_options);
+      api::check(duet_sampler_options_default(&so));
+      so.temperature = 0.8f, so.top_p = 0.7f, so.seed = 7, so.sequence = i;
+      std::vector<int32_t> bias_tokens;
+      std::vector<float> bias;
+      for (const auto& [token, value] : biases[i]) bias_tokens.push_back(token), bias.push_back(value);
+      so.n_bias = static_cast<uint32_t>(bias.size()), so.bias_tokens = bias_tokens.data(), so.bias = bias.data();
+      api::check(duet_sampler_create(&so, &c_pointers[i]));
+      c_samplers.emplace_back(c_pointers[i]);
+      samplers.emplace_back(duet::SamplerOptions{.temperature = 0.8f, .top_p = 0.7f, .seed = 7, .sequence = i, .bias = biases[i]});
+      lengths[i] = static_cast<uint32_t>(tokens.size()) - i;
+      packed.insert(packed.end(), tokens.begin(), tokens.begin() + lengths[i]);
+      want[i].last = last[i], want[i].cancels = i == 2;
+      o[i] = DUET_INIT(duet_generate_options);
+      o[i].max_tokens = max_tokens[i];
+      if (i < 2) o[i].tokenizer = c_tokenizer.get();
+      o[i].stops = i == 4 ? &nine : &none, o[i].n_stops = i == 4;
+      o[i].on_token = [](void* u, int32_t token) -> duet_status {
+        auto& told = *static_cast<Told*>(u);
+        told.tokens.push_back(token);
+        if (told.tokens.size() < told.last) return DUET_OK;
+        if (told.cancels) return told.cancel = 1, DUET_OK;
+        return DUET_E_CANCELLED;
+      };
+      if (i < 2) o[i].on_text = [](void* u, const char* text, size_t size) -> duet_status { return static_cast<Told*>(u)->text.append(text, size), DUET_OK; };
+      o[i].user = &want[i], o[i].cancel = &want[i].cancel;
+      r[i] = DUET_INIT(duet_generate_result);
+      options[i] = &o[i], results[i] = &r[i];
+    }
+    auto p = DUET_INIT(duet_prompts);
+    p.n_seqs = n, p.tokens = packed.data(), p.lengths = lengths, p.slots = slots, p.samplers = c_pointers, p.options = options;
+    const auto c_state = api::state(b.c_model, n);
+    CHECK(duet_generate_batch(api::session(b.c_model, DUET_MODE_AUTO).get(), c_state.get(), &p, results) == DUET_E_CANCELLED);
+
+    duet::Cancel cancel;
+    std::vector<int32_t> told[n];
+    std::vector<duet::Prompt> prompts;
+    for (uint32_t i = 0; i < n; ++i) {
+      duet::GenerateOptions own{.max_tokens = max_tokens[i], .stops = {}};
+      if (i < 2) own.tokenizer = &tokenizer;
+      if (i == 4) own.stops = {nine};
+      if (i == 2) own.cancel = &cancel;
+      own.on_token = [&, i](int32_t token) {
+        told[i].push_back(token);
+        if (i == 2 && told[i].size() == last[i]) cancel.request();
+        return i == 2 || told[i].size() < last[i];
+      };
+      prompts.push_back({.tokens = std::span(tokens).first(lengths[i]), .sampler = &samplers[i], .options = std::move(own), .slot = slots[i]});
+    }
+    duet::Session session(b.model);
+    duet::State state(b.model, n);
+    const auto got = session.generate_batch(state, prompts);
+    REQUIRE(got.size() == n);
+    for (uint32_t i = 0; i < n; ++i) {
+      INFO("sequence " << i);
+      CHECK(got[i].tokens == want[i].tokens);
+      CHECK(told[i] == want[i].tokens);
+      CHECK(got[i].text == want[i].text);
+      CHECK(got[i].n_prompt == r[i].n_prompt);
+      CHECK(got[i].n_new == r[i].n_new);
+      if (i != 3) CHECK(state.get(slots[i]).wkv == api::arrays(b.c_model, c_state, slots[i]).wkv);
+    }
+    CHECK(got[0].finish == duet::Finish::length);
+    CHECK(got[0].text == tokenizer.decode(got[0].tokens));
+    CHECK(got[1].finish == duet::Finish::callback);
+    CHECK(got[2].finish == duet::Finish::cancelled);
+    CHECK(got[3].finish == duet::Finish::numeric);
+    CHECK(got[4].finish == duet::Finish::stop_token);
+    CHECK(got[4].tokens.empty());
+    CHECK(r[3].status == DUET_E_NUMERIC);
+  }
+}
+
 TEST_CASE("C++: the sampler's defaults are the library's") {
   auto d = DUET_INIT(duet_sampler_options);
   api::check(duet_sampler_options_default(&d));

@@ -21,6 +21,10 @@ void everything(const std::string& path, const std::filesystem::path& vocabulary
   state.load(1, state.save(0));
   state.set(0, state.get(1));
   (void)session.generate(state, sampler, tokens, {.max_tokens = 3, .tokenizer = &tokenizer, .stops = {}, .stop_texts = {"nothing says this"}});
+  duet::Sampler other;
+  const duet::Prompt prompts[] = {{.tokens = tokens, .sampler = &sampler, .options = {.max_tokens = 2, .tokenizer = &tokenizer, .stop_texts = {"nor this"}}},
+                                  {.tokens = tokens, .sampler = &other, .options = {.max_tokens = 3}}};
+  (void)session.generate_batch(state, prompts);
 }
 
 enum Outcome { well, out_of_memory, another };

@@ -184,6 +184,64 @@ TEST_CASE("C++: calls from inside a callback are refused, frees there are not") 
   CHECK(result.tokens.size() == 3);
 }
 
+TEST_CASE("C++: what is wrong with a sequence of a batch") {
+  World w;
+  duet::Sampler other, moved;
+  const duet::Sampler kept = std::move(moved);
+  duet::Prompt a{.tokens = kPrompt, .sampler = &w.sampler, .options = {.max_tokens = 2}}, b = a;
+  const auto refused_batch = [&](auto change, duet_status status, const char* word) {
+    b.sampler = &other;
+    auto changed = b;
+    change(changed);
+    refused([&] { w.session.generate_batch(w.state, std::vector{a, changed}); }, status, word);
+  };
+  refused_batch([](duet::Prompt& p) { p.sampler = nullptr; }, DUET_E_INVALID, "sequence 1 has no sampler");
+  refused_batch([&](duet::Prompt& p) { p.sampler = &w.sampler; }, DUET_E_INVALID, "same sampler");
+  refused_batch([&](duet::Prompt& p) { p.sampler = &moved; }, DUET_E_HANDLE, "moved from");
+  refused_batch([](duet::Prompt& p) { p.tokens = {}; }, DUET_E_INVALID, "sequence 1 is empty");
+  refused_batch([](duet::Prompt& p) { p.slot = 0; }, DUET_E_INVALID, "slot 0 stands twice");
+  refused_batch([](duet::Prompt& p) { p.slot = 2; }, DUET_E_INVALID, "slot 2");
+  refused_batch([](duet::Prompt& p) { p.options.on_text = [](std::string_view) { return true; }; }, DUET_E_INVALID, "tokenizer");
+  refused([&] { w.session.generate_batch(w.state, std::vector{duet::Prompt{.sampler = &other}}); }, DUET_E_INVALID, "sequence 0 is empty");
+  CHECK(w.session.generate_batch(w.state, {}).empty());
+  CHECK(w.session.generate_batch(w.state, std::vector{a, b}).size() == 2);
+}
+
+TEST_CASE("C++: what a callback of a batch throws comes out of the call, and its fellows are not called again") {
+  World w;
+  duet::Sampler other;
+  int calls = 0, others = 0;
+  const duet::Prompt prompts[] = {{.tokens = kPrompt,
+                                   .sampler = &w.sampler,
+                                   .options = {.stops = kNoStops,
+                                               .on_token = [&](int32_t) -> bool {
+                                                 if (++calls == 3) throw Thrown();
+                                                 return true;
+                                               }}},
+                                  {.tokens = kPrompt, .sampler = &other, .options = {.stops = kNoStops, .on_token = [&](int32_t) { return ++others > 0; }}}};
+  CHECK_THROWS_AS(w.session.generate_batch(w.state, prompts), Thrown);
+  CHECK(calls == 3);
+  CHECK(others == 2);
+  CHECK(w.session.forward(w.state, kPrompt).n_rows == 1);
+}
+
+TEST_CASE("C++: a callback of a batch may destroy its objects") {
+  World w;
+  std::optional<duet::Session> session(w.model);
+  std::optional<duet::State> state(std::in_place, w.model, 2);
+  std::optional<duet::Sampler> a(std::in_place), b(std::in_place);
+  const duet::Prompt prompts[] = {{.tokens = kPrompt, .sampler = &*a, .options = {.max_tokens = 3, .stops = kNoStops, .on_token = [&](int32_t) {
+                                                                                    if (!session) return true;
+                                                                                    refused([&] { session->forward(*state, kPrompt); }, DUET_E_BUSY, "in use");
+                                                                                    session.reset(), state.reset(), a.reset(), b.reset();
+                                                                                    return true;
+                                                                                  }}},
+                                  {.tokens = kPrompt, .sampler = &*b, .options = {.max_tokens = 4, .stops = kNoStops}}};
+  const auto results = session->generate_batch(*state, prompts);
+  CHECK(results[0].tokens.size() == 3);
+  CHECK(results[1].tokens.size() == 4);
+}
+
 TEST_CASE("C++: one session from two threads is busy for one, never a race") {
   World w;
   std::atomic<int> ok{0}, busy{0}, other{0};
