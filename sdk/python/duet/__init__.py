@@ -23,7 +23,7 @@ Rules that hold for every function, so that they are not repeated below:
 
 from ._errors import Error, Status
 from ._version import __version__
-from .generation import Cancel, GenerateResult, Stream
+from .generation import Cancel, GenerateResult, Prompt, Stream
 from .library import Device, Library, version
 from .model import Model, ModelInfo
 from .sampler import Sampler
@@ -31,5 +31,5 @@ from .session import Session
 from .state import State, StateArrays
 from .tokenizer import Tokenizer
 
-__all__ = ["Cancel", "Device", "Error", "GenerateResult", "Library", "Model", "ModelInfo", "Sampler", "Session", "State", "StateArrays", "Status",
-           "Stream", "Tokenizer", "__version__", "version"]
+__all__ = ["Cancel", "Device", "Error", "GenerateResult", "Library", "Model", "ModelInfo", "Prompt", "Sampler", "Session", "State", "StateArrays",
+           "Status", "Stream", "Tokenizer", "__version__", "version"]

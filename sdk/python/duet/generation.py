@@ -5,13 +5,19 @@ import dataclasses
 import queue
 import threading
 import weakref
+from typing import Callable, Optional, Sequence
+
+import numpy
 
 from . import _abi, _arguments
 from ._arguments import function, unsigned
 from ._callbacks import Callbacks
 from ._errors import Status
+from .sampler import Sampler
+from .tokenizer import Tokenizer
 
 FINISHES = {0: "length", 1: "stop token", 2: "stop text", 3: "callback"}
+OF_SEQUENCES = {Status.CANCELLED: "cancelled", Status.NUMERIC: "numeric"}  # what ends a sequence, but not the others of its batch
 
 
 class Cancel:
@@ -32,50 +38,99 @@ class Cancel:
 
 @dataclasses.dataclass(frozen=True)
 class GenerateResult:
-    finish: str  # "length", "stop token", "stop text", "callback", "cancelled"
+    finish: str  # "length", "stop token", "stop text", "callback", "cancelled"; of generate_batch also "numeric": no logits to draw from
     n_prompt: int  # tokens read
     n_new: int  # tokens drawn, a stop token included
-    prompt_s: float  # seconds
+    prompt_s: float  # seconds; of prompts that are read together, until this one was
     new_s: float
     tokens: list  # drawn, without a stop token. The slot has read all of them but the last, if no stop token came
     text: str  # of these tokens, up to a stop text; "" without a tokenizer
 
 
-def generate(session, state, sampler, prompt, slot, max_tokens, tokenizer, stops, stop_texts, on_token, on_text, cancel):
+@dataclasses.dataclass
+class Prompt:
+    """A sequence of Session.generate_batch; its options are those of Session.generate."""
+
+    tokens: Sequence  # 1 or more
+    sampler: Sampler  # its own: no two sequences share one
+    slot: Optional[int] = None  # its own; None = its place in the batch
+    max_tokens: int = 256
+    tokenizer: Optional[Tokenizer] = None
+    stops: Sequence = (0,)
+    stop_texts: Sequence = ()
+    on_token: Optional[Callable] = None
+    on_text: Optional[Callable] = None
+    cancel: Optional[Cancel] = None
+
+
+class _Sequence:
+    """One sequence: its arguments in C, and what its callbacks collect."""
+
+    def __init__(self, prompt, callbacks):
+        function(prompt.on_token, "on_token"), function(prompt.on_text, "on_text")
+        if prompt.on_text is not None and prompt.tokenizer is None:
+            raise ValueError("on_text needs a tokenizer")
+        if isinstance(prompt.stop_texts, str):
+            raise TypeError("stop_texts must be a sequence of str, not a str")
+        tokens, pieces = [], []
+
+        def take_token(token):
+            tokens.append(token)
+            return prompt.on_token(token) if prompt.on_token is not None else None
+
+        def take_text(data, n):
+            text = ctypes.string_at(data, n).decode()
+            pieces.append(text)
+            return prompt.on_text(text) if prompt.on_text is not None else None
+
+        self._tokens, self._pieces = tokens, pieces
+        self.tokens, self._stops = _arguments.tokens(prompt.tokens, "prompt"), _arguments.tokens(prompt.stops, "stops")
+        stop_texts = [_arguments.text(t, "a stop text") for t in prompt.stop_texts]
+        self.options = _abi.GenerateOptions(
+            max_tokens=unsigned(prompt.max_tokens, "max_tokens"), stops=self._stops.ctypes.data, n_stops=self._stops.size,
+            stop_texts=(ctypes.c_char_p * max(len(stop_texts), 1))(*stop_texts), n_stop_texts=len(stop_texts),
+            on_token=_abi.TokenFunction(lambda _, token: callbacks.run(take_token, token)))
+        if prompt.tokenizer is not None:
+            self.options.tokenizer = prompt.tokenizer.handle
+            self.options.on_text = _abi.TextFunction(lambda _, data, n: callbacks.run(take_text, data, n))
+        if prompt.cancel is not None:
+            self.options.cancel = ctypes.pointer(prompt.cancel._flag)
+        self.result = _abi.GenerateResult()
+
+    def take(self, status):
+        """A GenerateResult, when the call has ended."""
+        r = self.result
+        finish = OF_SEQUENCES.get(status) or FINISHES.get(r.finish, str(r.finish))
+        return GenerateResult(finish, r.n_prompt, r.n_new, r.prompt_s, r.new_s, self._tokens, "".join(self._pieces))
+
+
+def generate(session, state, prompt):
     """duet_generate on the handle of a session; see Session.generate."""
-    function(on_token, "on_token"), function(on_text, "on_text")
-    if on_text is not None and tokenizer is None:
-        raise ValueError("on_text needs a tokenizer")
-    if isinstance(stop_texts, str):
-        raise TypeError("stop_texts must be a sequence of str, not a str")
-    callbacks, tokens, pieces = Callbacks(), [], []
+    callbacks = Callbacks()
+    s = _Sequence(prompt, callbacks)
+    status = _abi.lib.duet_generate(session, state.handle, unsigned(prompt.slot, "slot"), prompt.sampler.handle, s.tokens.ctypes.data, s.tokens.size,
+                                    s.options, s.result)
+    callbacks.check(0 if status == Status.CANCELLED else status)
+    return s.take(status)
 
-    def take_token(token):
-        tokens.append(token)
-        return on_token(token) if on_token is not None else None
 
-    def take_text(data, n):
-        text = ctypes.string_at(data, n).decode()
-        pieces.append(text)
-        return on_text(text) if on_text is not None else None
-
-    prompt, stops = _arguments.tokens(prompt, "prompt"), _arguments.tokens(stops, "stops")
-    c_stop_texts = [_arguments.text(t, "a stop text") for t in stop_texts]
-    c_stop_texts = (ctypes.c_char_p * max(len(c_stop_texts), 1))(*c_stop_texts)
-    options = _abi.GenerateOptions(
-        max_tokens=unsigned(max_tokens, "max_tokens"), stops=stops.ctypes.data, n_stops=stops.size, stop_texts=c_stop_texts, n_stop_texts=len(stop_texts),
-        on_token=_abi.TokenFunction(lambda _, token: callbacks.run(take_token, token)))
-    if tokenizer is not None:
-        options.tokenizer = tokenizer.handle
-        options.on_text = _abi.TextFunction(lambda _, data, n: callbacks.run(take_text, data, n))
-    if cancel is not None:
-        options.cancel = ctypes.pointer(cancel._flag)
-    result = _abi.GenerateResult()
-    status = _abi.lib.duet_generate(session, state.handle, unsigned(slot, "slot"), sampler.handle, prompt.ctypes.data, prompt.size, options, result)
-    cancelled = status == Status.CANCELLED
-    callbacks.check(0 if cancelled else status)
-    finish = "cancelled" if cancelled else FINISHES.get(result.finish, str(result.finish))
-    return GenerateResult(finish, result.n_prompt, result.n_new, result.prompt_s, result.new_s, tokens, "".join(pieces))
+def generate_batch(session, state, prompts):
+    """duet_generate_batch on the handle of a session; see Session.generate_batch."""
+    callbacks, prompts = Callbacks(), list(prompts)
+    sequences = [_Sequence(prompt, callbacks) for prompt in prompts]
+    n = len(sequences)
+    packed = numpy.concatenate([s.tokens for s in sequences]) if sequences else numpy.empty(0, numpy.int32)
+    lengths = numpy.array([unsigned(s.tokens.size, "tokens") for s in sequences], numpy.uint32)
+    slots = numpy.array([i if prompt.slot is None else unsigned(prompt.slot, "slot") for i, prompt in enumerate(prompts)], numpy.uint32)
+    samplers = (ctypes.c_void_p * max(n, 1))(*(prompt.sampler.handle for prompt in prompts))
+    options = (ctypes.c_void_p * max(n, 1))(*(ctypes.addressof(s.options) for s in sequences))
+    results = (ctypes.c_void_p * max(n, 1))(*(ctypes.addressof(s.result) for s in sequences))
+    call = _abi.Prompts(n_seqs=n, tokens=packed.ctypes.data, lengths=lengths.ctypes.data, slots=slots.ctypes.data, samplers=ctypes.addressof(samplers),
+                        options=ctypes.addressof(options))
+    status = _abi.lib.duet_generate_batch(session, state.handle, call, results)
+    of_sequences = any(s.result.status in OF_SEQUENCES for s in sequences)  # then the others have results
+    callbacks.check(0 if of_sequences else status)
+    return [s.take(s.result.status) for s in sequences]
 
 
 class Stream:

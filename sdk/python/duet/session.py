@@ -11,7 +11,7 @@ from . import _abi, _arguments
 from ._arguments import choice, unsigned
 from ._errors import Error, Status
 from ._handle import Handle
-from .generation import Stream, generate
+from .generation import Prompt, Stream, generate, generate_batch
 
 MODES = {"auto": 0, "recurrent": 1, "parallel": 2}
 ROWS = {"last": 0, "all": 1}
@@ -76,7 +76,18 @@ class Session(Handle):
         The slot ends after the last token but one drawn: feed the last to go on.
         """
         with self._computing() as session:
-            return generate(session, state, sampler, prompt, slot, max_tokens, tokenizer, stops, stop_texts, on_token, on_text, cancel)
+            return generate(session, state, Prompt(prompt, sampler, slot, max_tokens, tokenizer, stops, stop_texts, on_token, on_text, cancel))
+
+    def generate_batch(self, state, prompts):
+        """generate for many sequences at once: a list of Prompt gives a list of GenerateResult.
+
+        Prompts are read together, then a token of every sequence is drawn in each step. One that ends drops out, and the
+        others go on. One that is cancelled, or has no logits to draw from (its slot is then undefined), has the finish
+        "cancelled" or "numeric", and nothing is raised. Callbacks of one sequence come in order, those of several are mixed;
+        what one raises stops all.
+        """
+        with self._computing() as session:
+            return generate_batch(session, state, prompts)
 
     def stream(self, state, sampler, prompt, *, slot=0, max_tokens=256, tokenizer=None, stops=(0,), stop_texts=()):
         """As generate, but an iterator: a Stream of pieces of text, or of tokens if there is no tokenizer."""

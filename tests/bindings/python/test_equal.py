@@ -80,6 +80,58 @@ class BatchTest(TinyTest):
         self.assertEqual(self.session.output("v_first").shape[0], 0)
 
 
+class GenerateBatchTest(TinyTest):
+    def test_a_batch_of_generations_is_each_of_them(self):
+        tokenizer, n, never = self.library.tokenizer(), 5, {token: float("-inf") for token in range(256)}
+        only = {token: bias for token, bias in never.items() if token != 9}
+
+        def prompts(slots):
+            """Text to its length, a callback that stops, a cancel, nothing to draw from, and a stop token."""
+            shown, drawn, cancel = [], [], duet.Cancel()
+
+            def cancels(token):
+                drawn.append(token)
+                if len(drawn) == 4:
+                    cancel.set()
+
+            def sampler(i, bias=None):
+                return duet.Sampler(temperature=0.8, top_p=0.7, presence=0.25, seed=7, sequence=i, bias=bias)
+
+            stopping = iter([None] * 6 + [False])
+            return [duet.Prompt([1, 2, 3], sampler(0), slots[0], 12, tokenizer, [], on_text=shown.append),
+                    duet.Prompt([4, 5], sampler(1), slots[1], stops=[], on_token=lambda _: next(stopping)),
+                    duet.Prompt([6], sampler(2), slots[2], stops=[], on_token=cancels, cancel=cancel),
+                    duet.Prompt([7, 8], sampler(3, never), slots[3]),
+                    duet.Prompt([9] * 20, sampler(4, only), slots[4], stops=[9])], shown
+
+        slots, state = [4, 0, 3, 1, 2], self.model.state(n)
+        asked, shown = prompts(slots)
+        results = self.session.generate_batch(state, asked)
+        self.assertEqual([r.finish for r in results], ["length", "callback", "cancelled", "numeric", "stop token"])
+        self.assertEqual([r.n_new for r in results], [12, 7, 4, 0, 1])
+        self.assertEqual([r.n_prompt for r in results], [3, 2, 1, 2, 20])
+        self.assertEqual("".join(shown), results[0].text)
+        self.assertEqual(tokenizer.decode(results[0].tokens)[:len(results[0].text)], results[0].text)
+        alone, _ = prompts([0] * n)
+        for i, prompt in enumerate(alone):
+            other, options = self.model.state(1), dict(vars(prompt))
+            arguments = [options.pop("sampler"), options.pop("tokens")]
+            if i == 3:
+                self.refused(duet.Status.NUMERIC, "", self.session.generate, other, *arguments, **options)
+                continue
+            want = self.session.generate(other, *arguments, **options)
+            self.assertEqual((results[i].finish, results[i].tokens, results[i].text, results[i].n_new), (want.finish, want.tokens, want.text, want.n_new))
+            for got, part in zip(state.get(slots[i]), other.get()):
+                numpy.testing.assert_array_equal(got, part)
+
+    def test_slots_are_places_in_the_batch_unless_given(self):
+        self.session.generate_batch(self.state, [duet.Prompt([i + 1, 2], duet.Sampler(), max_tokens=1) for i in range(2)])
+        for i in range(2):
+            other = self.model.state()
+            self.session.forward(other, [i + 1, 2])
+            numpy.testing.assert_array_equal(other.get().wkv, self.state.get(i).wkv)
+
+
 class StateTest(TinyTest):
     def same(self, a, b):
         return all(numpy.array_equal(x, y) for x, y in zip(a, b))

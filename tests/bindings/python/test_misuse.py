@@ -40,6 +40,58 @@ class CallbackTest(TinyTest):
         self.assertEqual(texts, [])
         self.assertEqual(self.session.forward(self.state, [1]).shape, (1, 256))  # and all work on
 
+    def test_what_a_callback_of_a_batch_raises_comes_out_of_it_and_its_fellows_are_not_called_again(self):
+        others = []
+
+        def third_fails(_):
+            self.calls += 1
+            if self.calls == 3:
+                raise Raised
+
+        prompts = [duet.Prompt([0], self.sampler, stops=[], on_token=third_fails), duet.Prompt([0], duet.Sampler(), stops=[], on_token=others.append)]
+        with self.assertRaises(Raised):
+            self.session.generate_batch(self.state, prompts)
+        self.assertEqual((self.calls, len(others)), (3, 2))
+        self.assertEqual(self.session.forward(self.state, [1]).shape, (1, 256))
+
+    def test_what_is_wrong_with_a_sequence_of_a_batch(self):
+        other = duet.Sampler()
+        closed = duet.Sampler()
+        closed.close()
+
+        def batch(**changed):
+            return self.session.generate_batch(self.state, [duet.Prompt([1], self.sampler, max_tokens=2),
+                                                            duet.Prompt(**{"tokens": [1], "sampler": other, "max_tokens": 2, **changed})])
+
+        self.refused(duet.Status.INVALID, "same sampler", batch, sampler=self.sampler)
+        self.refused(duet.Status.HANDLE, "closed", batch, sampler=closed)
+        self.refused(duet.Status.INVALID, "sequence 1 is empty", batch, tokens=[])
+        self.refused(duet.Status.INVALID, "slot 0 stands twice", batch, slot=0)
+        self.refused(duet.Status.INVALID, "slot 2", batch, slot=2)
+        for error, word, changed in ((ValueError, "tokenizer", {"on_text": print}), (TypeError, "not a str", {"stop_texts": "x"}),
+                                     (TypeError, "on_token must be callable", {"on_token": 1}), (ValueError, "slot is -1", {"slot": -1}),
+                                     (ValueError, "max_tokens", {"max_tokens": 2**32}), (TypeError, "integers", {"tokens": [0.5]})):
+            with self.assertRaisesRegex(error, word):
+                batch(**changed)
+        self.refused(duet.Status.INVALID, "sequence 0 is empty", self.session.generate_batch, self.state, [duet.Prompt([], other)])
+        self.assertEqual(self.session.generate_batch(self.state, []), [])
+        self.assertEqual(len(batch()), 2)
+
+    def test_calls_from_a_callback_of_a_batch_are_busy_and_frees_are_fine(self):
+        caught, sampler = [], duet.Sampler()
+
+        def on_token(_):
+            for call in (lambda: self.session.forward(self.state, [1]), self.session.close, self.sampler.reset):
+                try:
+                    call()
+                except duet.Error as error:
+                    caught.append(error.status)
+            self.model.close(), self.state.close(), sampler.close()
+
+        prompts = [duet.Prompt([0], self.sampler, stops=[], max_tokens=2, on_token=on_token), duet.Prompt([0], sampler, stops=[], max_tokens=3)]
+        self.assertEqual([r.n_new for r in self.session.generate_batch(self.state, prompts)], [2, 3])
+        self.assertEqual(caught[:3], [duet.Status.BUSY] * 3)
+
     def test_false_stops(self):
         self.refused(duet.Status.CANCELLED, "progress", self.library.load, TINY, progress=lambda done, total: False)
         result = self.session.generate(self.state, self.sampler, [0], stops=[], on_token=lambda token: False)
