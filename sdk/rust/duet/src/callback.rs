@@ -3,20 +3,21 @@
 use crate::error::{check, Result};
 use crate::{sys, Progress};
 use std::any::Any;
+use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::os::raw::c_void;
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 
-/// The panic of a closure, on its way around the C interface.
+/// The panic of a closure, on its way around the C interface. The closures of one call share it.
 #[derive(Default)]
 pub(crate) struct Panics {
-    caught: Option<Box<dyn Any + Send>>,
+    caught: RefCell<Option<Box<dyn Any + Send>>>,
 }
 
 impl Panics {
     /// Runs a closure, unless one has panicked before.
-    pub(crate) fn run(&mut self, closure: impl FnOnce() -> ControlFlow<()>) -> sys::duet_status {
-        if self.caught.is_some() {
+    pub(crate) fn run(&self, closure: impl FnOnce() -> ControlFlow<()>) -> sys::duet_status {
+        if self.caught.borrow().is_some() {
             return sys::DUET_E_CANCELLED;
         }
         // Whatever the panic leaves half done is seen by nobody before `resume`, as without C in between.
@@ -24,14 +25,14 @@ impl Panics {
             Ok(ControlFlow::Continue(())) => sys::DUET_OK,
             Ok(ControlFlow::Break(())) => sys::DUET_E_CANCELLED,
             Err(panic) => {
-                self.caught = Some(panic);
+                self.caught.replace(Some(panic));
                 sys::DUET_E_CANCELLED
             }
         }
     }
 
     /// After the call of C: lets a panic go on.
-    pub(crate) fn resume(&mut self) {
+    pub(crate) fn resume(&self) {
         if let Some(panic) = self.caught.take() {
             resume_unwind(panic);
         }

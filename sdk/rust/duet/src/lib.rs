@@ -52,7 +52,7 @@ mod tokenizer;
 
 pub use duet_sys as sys;
 pub use error::{Error, Result, Status};
-pub use generate::{Cancel, Finish, GenerateOptions, GenerateResult, OnText, OnToken};
+pub use generate::{Cancel, Finish, GenerateOptions, GenerateResult, OnText, OnToken, Prompt};
 pub use library::{ConvertOptions, Device, DeviceKind, FileFlags, InitOptions, Library, LibraryOptions, LogFunction, LogLevel};
 pub use model::{Dtype, Model, ModelInfo, ModelOptions, RandomOptions};
 pub use sampler::{Sampler, SamplerOptions};

@@ -67,6 +67,36 @@ fn a_panic_comes_out_of_the_call_and_the_closures_are_not_called_again() {
 }
 
 #[test]
+fn a_panic_in_a_batch_comes_out_of_it_and_no_closure_is_called_again() {
+    let World { mut state, mut session, mut sampler, .. } = world();
+    let mut other = Sampler::new(Default::default()).unwrap();
+    let (mut calls, mut others) = (0, 0);
+    let mut third_fails = |_| {
+        calls += 1;
+        if calls == 3 {
+            panic!("in the third")
+        }
+        Continue(())
+    };
+    let mut counts = |_| {
+        others += 1;
+        Continue(())
+    };
+    let prompts = [
+        Prompt {
+            tokens: &[0],
+            slot: None,
+            sampler: &mut sampler,
+            options: GenerateOptions { stops: &[], on_token: Some(&mut third_fails), ..Default::default() },
+        },
+        Prompt { tokens: &[0], slot: None, sampler: &mut other, options: GenerateOptions { stops: &[], on_token: Some(&mut counts), ..Default::default() } },
+    ];
+    assert_eq!(panic_of(|| drop(session.generate_batch(&mut state, prompts))), "in the third");
+    assert_eq!((calls, others), (3, 2));
+    assert_eq!(session.forward(&mut state, 0, &[1], Default::default()).unwrap().len(), 1);
+}
+
+#[test]
 fn a_closure_stops_a_generation() {
     let World { mut state, mut session, mut sampler, .. } = world();
     let mut drawn = Vec::new();

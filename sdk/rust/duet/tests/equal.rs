@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{library, load, stories, variable, Folder, TEXT};
-use duet::{Finish, GenerateOptions, Mode, Outputs, Sampler, SamplerOptions, Session, SessionOptions, State, Tokenizer};
+use common::{library, load, stories, variable, world, Folder, World, TEXT};
+use duet::*;
 use std::fs;
 use std::ops::ControlFlow;
 use std::process::Command;
@@ -58,4 +58,73 @@ fn every_backend_gives_the_bits_of_c() {
     let devices: Vec<String> = library().devices().unwrap().into_iter().map(|device| device.spec).collect();
     assert!(devices.contains(&"reference:0".to_string()));
     devices.iter().for_each(|device| compare(device));
+}
+
+/// The options of five sequences: text to its length, a closure that stops, a cancel, nothing to draw from, and a stop token.
+fn with_options(tokenizer: &Tokenizer, mut call: impl FnMut([GenerateOptions<'_>; 5])) {
+    let cancel = Cancel::new();
+    let (mut sevenths, mut fourths) = (0, 0);
+    let mut stops = |_| {
+        sevenths += 1;
+        if sevenths == 7 {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    };
+    let mut cancels = |_| {
+        fourths += 1;
+        if fourths == 4 {
+            cancel.request();
+        }
+        ControlFlow::Continue(())
+    };
+    call([
+        GenerateOptions { max_tokens: 12, tokenizer: Some(tokenizer), stops: &[], ..Default::default() },
+        GenerateOptions { stops: &[], on_token: Some(&mut stops), ..Default::default() },
+        GenerateOptions { stops: &[], on_token: Some(&mut cancels), cancel: Some(&cancel), ..Default::default() },
+        Default::default(),
+        GenerateOptions { stops: &[9], ..Default::default() },
+    ])
+}
+
+#[test]
+fn a_batch_of_generations_is_each_of_them() {
+    const PROMPTS: [&[i32]; 5] = [&[1, 2, 3], &[4, 5], &[6], &[7, 8], &[9; 20]];
+    const SLOTS: [u32; 5] = [4, 0, 3, 1, 2];
+    let World { library, model, mut session, .. } = world();
+    let tokenizer = Tokenizer::world(&library).unwrap();
+    let mut state = State::new(&model, 5).unwrap();
+    let never: Vec<(i32, f32)> = (0..256).map(|token| (token, f32::NEG_INFINITY)).collect();
+    let only: Vec<(i32, f32)> = never.iter().copied().filter(|&(token, _)| token != 9).collect();
+    let biases: [&[(i32, f32)]; 5] = [&[], &[], &[], &never, &only];
+    let samplers = || -> Vec<Sampler> {
+        let sampler = |(sequence, bias)| Sampler::new(SamplerOptions { temperature: 0.8, top_p: 0.7, seed: 7, sequence, bias, ..Default::default() });
+        (0..).zip(biases).map(sampler).collect::<Result<_>>().unwrap()
+    };
+
+    let mut results = Vec::new();
+    with_options(&tokenizer, |options| {
+        let mut samplers = samplers();
+        let prompts = PROMPTS.iter().zip(SLOTS).zip(&mut samplers).zip(options);
+        let prompts = prompts.map(|(((tokens, slot), sampler), options)| Prompt { tokens, slot: Some(slot), sampler, options });
+        results = session.generate_batch(&mut state, prompts).unwrap();
+    });
+    let finishes: Vec<Finish> = results.iter().map(|result| result.finish).collect();
+    assert_eq!(finishes, [Finish::Length, Finish::Callback, Finish::Cancelled, Finish::Numeric, Finish::StopToken]);
+    assert_eq!(results.iter().map(|result| result.n_new).collect::<Vec<_>>(), [12, 7, 4, 0, 1]);
+
+    with_options(&tokenizer, |options| {
+        for (i, (options, mut sampler)) in options.into_iter().zip(samplers()).enumerate() {
+            let mut alone = State::new(&model, 1).unwrap();
+            let got = &results[i];
+            assert_eq!(got.n_prompt, PROMPTS[i].len() as u64);
+            match session.generate(&mut alone, 0, &mut sampler, PROMPTS[i], options) {
+                Ok(want) => {
+                    assert_eq!((got.finish, &got.tokens, &got.text, got.n_new), (want.finish, &want.tokens, &want.text, want.n_new));
+                    assert_eq!(state.save(SLOTS[i]).unwrap(), alone.save(0).unwrap());
+                }
+                Err(error) => assert_eq!((i, error.status()), (3, Status::Numeric)),
+            }
+        }
+    });
 }

@@ -58,6 +58,27 @@ fn names_that_are_wrong() {
 }
 
 #[test]
+fn what_is_wrong_with_a_sequence_of_a_batch() {
+    let World { mut state, mut session, mut sampler, .. } = world();
+    let mut other = Sampler::new(Default::default()).unwrap();
+    let mut batch = |tokens: &[i32], slot, options: GenerateOptions| {
+        let first = Prompt { tokens: &[1], slot: None, sampler: &mut sampler, options: GenerateOptions { max_tokens: 2, ..Default::default() } };
+        session.generate_batch(&mut state, vec![first, Prompt { tokens, slot, sampler: &mut other, options }]).map(|results| results.len())
+    };
+    refused(batch(&[], None, Default::default()), Status::Invalid, "sequence 1 is empty");
+    refused(batch(&[256], None, Default::default()), Status::Invalid, "token 256");
+    refused(batch(&[1], Some(0), Default::default()), Status::Invalid, "slot 0 stands twice");
+    refused(batch(&[1], Some(2), Default::default()), Status::Invalid, "slot 2");
+    refused(batch(&[1], None, GenerateOptions { stop_texts: &["a\0"], ..Default::default() }), Status::Invalid, "a stop text holds a NUL");
+    let mut on_text = |_: &str| std::ops::ControlFlow::Continue(());
+    refused(batch(&[1], None, GenerateOptions { on_text: Some(&mut on_text), ..Default::default() }), Status::Invalid, "needs a tokenizer");
+    assert_eq!(batch(&[1], None, GenerateOptions { max_tokens: 2, ..Default::default() }), Ok(2));
+    let only_empty = Prompt { tokens: &[], slot: None, sampler: &mut other, options: Default::default() };
+    refused(session.generate_batch(&mut state, [only_empty]), Status::Invalid, "sequence 0 is empty");
+    assert_eq!(session.generate_batch(&mut state, []), Ok(vec![]));
+}
+
+#[test]
 fn a_handle_that_was_freed_behind_the_owners_back_is_an_error_twice_freed_too() {
     let World { mut state, mut session, .. } = world();
     // SAFETY: the library checks handles, which is what this test is about.
