@@ -21,13 +21,12 @@ type call struct {
 }
 
 // run makes the call, and returns what a callback returned, when C has returned. It never leaves C running.
-func (c *call) run(ctx context.Context, user any, enterC func(user C.duetgo)) error {
+func (c *call) run(ctx context.Context, enterC func()) error {
 	c.asked, c.goOn = make(chan func() error), make(chan bool)
-	handle, done := cgo.NewHandle(user), make(chan struct{})
-	defer handle.Delete()
+	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		enterC(C.duetgo(handle))
+		enterC()
 	}()
 	defer func() { // a callback may have panicked
 		atomic.StoreInt32(&c.stop, 1)
@@ -83,7 +82,9 @@ func withProgress(progress Progress, enterC func(user C.duetgo) C.duetgo_outcome
 		return check(enterC(0))
 	}
 	r := &reporting{progress: progress}
-	if failed := r.run(context.Background(), r, func(user C.duetgo) { err = check(enterC(user)) }); failed != nil {
+	handle := cgo.NewHandle(r)
+	defer handle.Delete()
+	if failed := r.run(context.Background(), func() { err = check(enterC(C.duetgo(handle))) }); failed != nil {
 		return failed
 	}
 	return err

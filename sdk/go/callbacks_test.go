@@ -83,6 +83,65 @@ func TestAnErrorOfACallbackComesOutOfTheCall(t *testing.T) {
 	w.works(t)
 }
 
+func TestAnErrorOfACallbackEndsAllSequencesOfABatch(t *testing.T) {
+	w := newWorld(t)
+	other := biased(t, 7)
+	calls := 0
+	third := func(end func() error) []duet.Prompt {
+		calls = 0
+		return []duet.Prompt{
+			{Tokens: []int32{0}, Sampler: w.sampler, Options: duet.GenerateOptions{Stops: []int32{}, OnToken: func(int32) error {
+				if calls++; calls == 3 {
+					return end()
+				}
+				return nil
+			}}},
+			{Tokens: []int32{0, 1}, Sampler: other, Options: duet.GenerateOptions{MaxTokens: 10, Stops: []int32{}}}, // no callback
+		}
+	}
+	results, err := w.session.GenerateBatch(context.Background(), w.state, nil, third(func() error { return errOwn }))
+	if err != errOwn || calls != 3 || len(results) != 2 || len(results[0].Tokens) != 3 || len(results[1].Tokens) != 2 || results[1].NPrompt != 2 {
+		t.Errorf("%v after %d calls, %+v", err, calls, results)
+	}
+	results, err = w.session.GenerateBatch(context.Background(), w.state, nil, third(func() error { return duet.Stop }))
+	if err != nil || calls != 3 || results[0].Finish != duet.FinishCallback || results[1].Finish != duet.FinishLength || results[1].NNew != 10 {
+		t.Errorf("%v after %d calls, %+v", err, calls, results)
+	}
+	before := runtime.NumGoroutine()
+	generate := func() {
+		w.session.GenerateBatch(context.Background(), w.state, nil, third(func() error { panic("in the third") }))
+	}
+	if got := panicOf(generate); got != "in the third" || calls != 3 {
+		t.Errorf("%v after %d calls", got, calls)
+	}
+	w.works(t)
+	noGoroutineIsLeft(t, before)
+}
+
+func TestAContextCancelsABatch(t *testing.T) {
+	w := newWorld(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	prompts := []duet.Prompt{
+		{Tokens: []int32{0, 1}, Sampler: w.sampler, Options: duet.GenerateOptions{MaxTokens: 2, Stops: []int32{}}},
+		{Tokens: []int32{0}, Sampler: biased(t, 7), Options: duet.GenerateOptions{MaxTokens: 1e9, Stops: []int32{}, OnToken: func(int32) error {
+			time.AfterFunc(10*time.Millisecond, cancel)
+			return nil
+		}}},
+	}
+	results, err := w.session.GenerateBatch(ctx, w.state, nil, prompts)
+	if err != context.Canceled || results[0].Finish != duet.FinishLength || results[0].NNew != 2 || results[1].Finish != duet.FinishCancelled {
+		t.Errorf("%v, %+v", err, results)
+	}
+	if results[1].NNew < 1 || len(results[1].Tokens) != int(results[1].NNew) {
+		t.Errorf("%+v", results[1])
+	}
+	results, err = w.session.GenerateBatch(ctx, w.state, nil, prompts)
+	if err != context.Canceled || len(results) != 2 || results[0].Finish != duet.FinishCancelled || results[0].NPrompt != 0 {
+		t.Errorf("of a context that was cancelled before: %v, %+v", err, results)
+	}
+	w.works(t)
+}
+
 func TestStopIsNoError(t *testing.T) {
 	w := newWorld(t)
 	var drawn []int32

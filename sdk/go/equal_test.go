@@ -3,9 +3,12 @@ package duet_test
 import (
 	"bytes"
 	"context"
+	"errors"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"unsafe"
@@ -78,5 +81,73 @@ func compare(t *testing.T, device string) {
 	}
 	if decoded := must(tokenizer.Decode(result.Tokens))(t); decoded != result.Text {
 		t.Errorf("the tokens are %q, the text is %q", decoded, result.Text)
+	}
+}
+
+func TestABatchOfGenerationsIsEachOfThem(t *testing.T) {
+	w := newWorld(t)
+	tokenizer := must(w.library.NewTokenizer(""))(t)
+	defer tokenizer.Close()
+	never, only := map[int32]float32{}, map[int32]float32{}
+	for token := int32(0); token < 256; token++ {
+		never[token] = float32(math.Inf(-1))
+		if token != 9 {
+			only[token] = never[token]
+		}
+	}
+	var shown string
+	prompts := func() []duet.Prompt { // text to its length, a text that ends it, a callback that stops, nothing to draw from, a stop token
+		sampler := func(sequence uint64, bias map[int32]float32) *duet.Sampler {
+			options := duet.DefaultSamplerOptions()
+			options.Temperature, options.TopP, options.Seed, options.Sequence, options.Bias = 0.8, 0.7, 7, sequence, bias
+			sampler := must(duet.NewSampler(options))(t)
+			t.Cleanup(func() { sampler.Close() })
+			return sampler
+		}
+		calls := 0
+		shown = ""
+		letter := must(tokenizer.Encode("a"))(t)[0]
+		return []duet.Prompt{
+			{[]int32{1, 2, 3}, sampler(0, nil), duet.GenerateOptions{MaxTokens: 12, Tokenizer: tokenizer, Stops: []int32{}, StopTexts: []string{"nothing says this"},
+				OnText: func(text string) error { shown += text; return nil }}},
+			{[]int32{4, 5}, sampler(1, map[int32]float32{letter: 1e6}), duet.GenerateOptions{Tokenizer: tokenizer, Stops: []int32{8, 9}, StopTexts: []string{"nor this", "aaa"}}},
+			{[]int32{6}, sampler(2, nil), duet.GenerateOptions{Stops: []int32{}, OnToken: func(int32) error {
+				if calls++; calls == 7 {
+					return duet.Stop
+				}
+				return nil
+			}}},
+			{[]int32{7, 8}, sampler(3, never), duet.GenerateOptions{}},
+			{make([]int32, 20), sampler(4, only), duet.GenerateOptions{Stops: []int32{9}}},
+		}
+	}
+	slots := []uint32{4, 0, 3, 1, 2}
+	state := must(w.model.NewState(5, duet.StateOptions{}))(t)
+	defer state.Close()
+	results := must(w.session.GenerateBatch(context.Background(), state, slots, prompts()))(t)
+	finishes := []duet.Finish{duet.FinishLength, duet.FinishStopText, duet.FinishCallback, duet.FinishNumeric, duet.FinishStopToken}
+	if shown != results[0].Text || shown == "" {
+		t.Errorf("shown %q of %q", shown, results[0].Text)
+	}
+	for i, p := range prompts() {
+		alone := must(w.model.NewState(1, duet.StateOptions{}))(t)
+		defer alone.Close()
+		want, err := w.session.Generate(context.Background(), alone, 0, p.Sampler, p.Tokens, p.Options)
+		got := results[i]
+		if got.Finish != finishes[i] || got.NPrompt != uint64(len(p.Tokens)) {
+			t.Errorf("%d: %v, %+v", i, got.Finish, got)
+		}
+		if i == 3 {
+			if !errors.Is(err, duet.ErrNumeric) || got.Finish.String() != "numeric" {
+				t.Errorf("%v, %v", err, got.Finish)
+			}
+			continue
+		}
+		if err != nil || got.Finish != want.Finish || !reflect.DeepEqual(got.Tokens, want.Tokens) || got.Text != want.Text || got.NNew != want.NNew {
+			t.Errorf("%d: %+v; alone: %+v, %v", i, got, want, err)
+		}
+		if !bytes.Equal(must(state.Save(slots[i]))(t), must(alone.Save(0))(t)) {
+			t.Errorf("%d: another state than alone", i)
+		}
 	}
 }

@@ -38,6 +38,41 @@ func TestLengthsThatDoNotFit(t *testing.T) {
 	w.works(t)
 }
 
+func TestWhatIsWrongWithASequenceOfABatch(t *testing.T) {
+	w := newWorld(t)
+	other, closed := biased(t, 7), biased(t, 7)
+	closed.Close()
+	two := duet.GenerateOptions{MaxTokens: 2}
+	batch := func(slots []uint32, second duet.Prompt) error {
+		prompts := []duet.Prompt{{Tokens: []int32{1}, Sampler: w.sampler, Options: two}, second}
+		results, err := w.session.GenerateBatch(context.Background(), w.state, slots, prompts)
+		if (err == nil) != (len(results) == 2) {
+			t.Errorf("%d results, %v", len(results), err)
+		}
+		return err
+	}
+	tokens := []int32{1}
+	refused(t, batch(nil, duet.Prompt{Tokens: tokens}), duet.ErrInvalid, "sequence 1 has no sampler")
+	refused(t, batch(nil, duet.Prompt{Tokens: tokens, Sampler: &duet.Sampler{}}), duet.ErrHandle, "empty")
+	refused(t, batch(nil, duet.Prompt{Tokens: tokens, Sampler: closed}), duet.ErrHandle, "the sampler is closed")
+	refused(t, batch(nil, duet.Prompt{Tokens: tokens, Sampler: w.sampler}), duet.ErrInvalid, "same sampler")
+	refused(t, batch(nil, duet.Prompt{Sampler: other}), duet.ErrInvalid, "sequence 1 is empty")
+	refused(t, batch([]uint32{0}, duet.Prompt{Tokens: tokens, Sampler: other}), duet.ErrInvalid, "slots has 1 elements; 2")
+	refused(t, batch([]uint32{1, 1}, duet.Prompt{Tokens: tokens, Sampler: other}), duet.ErrInvalid, "slot 1 stands twice")
+	refused(t, batch([]uint32{0, 2}, duet.Prompt{Tokens: tokens, Sampler: other}), duet.ErrInvalid, "slot 2")
+	wrong := duet.GenerateOptions{OnText: func(string) error { return nil }}
+	refused(t, batch(nil, duet.Prompt{Tokens: tokens, Sampler: other, Options: wrong}), duet.ErrInvalid, "OnText needs a tokenizer")
+	wrong = duet.GenerateOptions{StopTexts: []string{"a\x00"}}
+	refused(t, batch(nil, duet.Prompt{Tokens: tokens, Sampler: other, Options: wrong}), duet.ErrInvalid, "a stop text holds a NUL")
+	if err := batch([]uint32{1, 0}, duet.Prompt{Tokens: tokens, Sampler: other, Options: two}); err != nil {
+		t.Error(err)
+	}
+	if results := must(w.session.GenerateBatch(context.Background(), w.state, nil, nil))(t); len(results) != 0 {
+		t.Errorf("%+v", results)
+	}
+	w.works(t)
+}
+
 func TestNamesThatAreWrong(t *testing.T) {
 	w := newWorld(t)
 	load := func(path, device string) error {

@@ -194,28 +194,76 @@ duetgo_outcome duetgo_sampler_accept(duetgo sampler, int32_t token) { return out
 duetgo_outcome duetgo_sampler_reset(duetgo sampler) { return outcome(duet_sampler_reset(SAMPLER(sampler))); }
 void duetgo_sampler_free(duetgo sampler) { duet_sampler_free(SAMPLER(sampler)); }
 
-duetgo_outcome duetgo_generate(duetgo session, duetgo state, uint32_t slot, duetgo sampler, const int32_t* prompt, size_t n, uint32_t max_tokens,
-                               duetgo tokenizer, const int32_t* stops, uint32_t n_stops, const char* stop_texts, uint32_t n_stop_texts, duetgo stream,
-                               const int32_t* cancel, duet_generate_result* out) {
-  const char** texts = malloc((n_stop_texts + (size_t)1) * sizeof *texts);
-  if (texts == NULL) return (duetgo_outcome){DUET_E_MEMORY, strdup("no memory for the stop texts")};
-  for (uint32_t i = 0; i < n_stop_texts; i++) {
-    texts[i] = stop_texts;
-    stop_texts += strlen(stop_texts) + 1;
-  }
+static duet_generate_options generate_options(const duetgo_sequence* sequence, const int32_t* stops, const char* const* stop_texts, const int32_t* cancel) {
   duet_generate_options options = DUET_INIT(duet_generate_options);
-  options.max_tokens = max_tokens;
-  options.tokenizer = TOKENIZER(tokenizer);
+  options.max_tokens = sequence->max_tokens;
+  options.tokenizer = TOKENIZER(sequence->tokenizer);
   options.stops = stops;
-  options.n_stops = n_stops;
-  options.stop_texts = texts;
-  options.n_stop_texts = n_stop_texts;
+  options.n_stops = sequence->n_stops;
+  options.stop_texts = stop_texts;
+  options.n_stop_texts = sequence->n_stop_texts;
   options.on_token = on_token;
-  options.on_text = tokenizer ? on_text : NULL;
-  options.user = (void*)(uintptr_t)stream;
+  options.on_text = sequence->tokenizer ? on_text : NULL;
+  options.user = (void*)(uintptr_t)sequence->stream;
   options.cancel = cancel;
+  return options;
+}
+/* By malloc; NULL if there is no memory. */
+static const char** unpacked(const char* texts, size_t n) {
+  const char** out = malloc((n + 1) * sizeof *out);
+  for (size_t i = 0; out != NULL && i < n; i++) {
+    out[i] = texts;
+    texts += strlen(texts) + 1;
+  }
+  return out;
+}
+duetgo_outcome duetgo_generate(duetgo session, duetgo state, uint32_t slot, const duetgo_sequence* sequence, const int32_t* prompt, size_t n,
+                               const int32_t* stops, const char* stop_texts, const int32_t* cancel, duet_generate_result* out) {
+  const char** texts = unpacked(stop_texts, sequence->n_stop_texts);
+  if (texts == NULL) return (duetgo_outcome){DUET_E_MEMORY, strdup("no memory for the stop texts")};
+  const duet_generate_options options = generate_options(sequence, stops, texts, cancel);
   *out = DUET_INIT(duet_generate_result);
-  const duetgo_outcome o = outcome(duet_generate(SESSION(session), STATE(state), slot, SAMPLER(sampler), prompt, n, &options, out));
+  const duetgo_outcome o = outcome(duet_generate(SESSION(session), STATE(state), slot, SAMPLER(sequence->sampler), prompt, n, &options, out));
+  free(texts);
+  return o;
+}
+duetgo_outcome duetgo_generate_batch(duetgo session, duetgo state, uint32_t n_seqs, const duetgo_sequence* sequences, const int32_t* tokens,
+                                     const uint32_t* lengths, const uint32_t* slots, const int32_t* stops, const char* stop_texts, const int32_t* cancel,
+                                     duet_generate_result* out) {
+  size_t n_stop_texts = 0;
+  for (uint32_t i = 0; i < n_seqs; i++) n_stop_texts += sequences[i].n_stop_texts;
+  const char** texts = unpacked(stop_texts, n_stop_texts);
+  duet_generate_options* options = malloc((n_seqs + (size_t)1) * sizeof *options);
+  const duet_generate_options** options_of = malloc((n_seqs + (size_t)1) * sizeof *options_of);
+  duet_sampler** samplers = malloc((n_seqs + (size_t)1) * sizeof *samplers);
+  duet_generate_result** results = malloc((n_seqs + (size_t)1) * sizeof *results);
+  duetgo_outcome o = {DUET_E_MEMORY, NULL};
+  if (texts != NULL && options != NULL && options_of != NULL && samplers != NULL && results != NULL) {
+    const char* const* next_text = texts;
+    for (uint32_t i = 0; i < n_seqs; i++) {
+      options[i] = generate_options(&sequences[i], stops, next_text, cancel);
+      stops += sequences[i].n_stops;
+      next_text += sequences[i].n_stop_texts;
+      options_of[i] = &options[i];
+      samplers[i] = SAMPLER(sequences[i].sampler);
+      out[i] = DUET_INIT(duet_generate_result);
+      results[i] = &out[i];
+    }
+    duet_prompts prompts = DUET_INIT(duet_prompts);
+    prompts.n_seqs = n_seqs;
+    prompts.tokens = tokens;
+    prompts.lengths = lengths;
+    prompts.slots = slots;
+    prompts.samplers = samplers;
+    prompts.options = options_of;
+    o = outcome(duet_generate_batch(SESSION(session), STATE(state), &prompts, results));
+  } else {
+    o.sentence = strdup("no memory for the options of the sequences");
+  }
+  free(results);
+  free(samplers);
+  free(options_of);
+  free(options);
   free(texts);
   return o;
 }

@@ -65,8 +65,16 @@ duetgo_outcome duetgo_sampler_accept(duetgo sampler, int32_t token);
 duetgo_outcome duetgo_sampler_reset(duetgo sampler);
 void duetgo_sampler_free(duetgo sampler);
 
-/* stops: NULL = token 0 alone. stop_texts: packed, each with its NUL. stream: told tokens, and texts if there is a tokenizer. */
-duetgo_outcome duetgo_generate(duetgo session, duetgo state, uint32_t slot, duetgo sampler, const int32_t* prompt, size_t n, uint32_t max_tokens,
-                               duetgo tokenizer, const int32_t* stops, uint32_t n_stops, const char* stop_texts, uint32_t n_stop_texts, duetgo stream,
-                               const int32_t* cancel, duet_generate_result* out);
+/* What a sequence to generate has; what its numbers count stands packed, sequence after sequence. */
+typedef struct duetgo_sequence {
+  duetgo sampler, tokenizer, stream; /* tokenizer: 0 for none. stream: told tokens, and texts if there is a tokenizer */
+  uint32_t max_tokens, n_stops, n_stop_texts;
+} duetgo_sequence;
+/* stop_texts: each with its NUL. */
+duetgo_outcome duetgo_generate(duetgo session, duetgo state, uint32_t slot, const duetgo_sequence* sequence, const int32_t* prompt, size_t n,
+                               const int32_t* stops, const char* stop_texts, const int32_t* cancel, duet_generate_result* out);
+/* The same for n_seqs of them: lengths of the prompts in tokens; slots: NULL = 0, 1, 2 ...; out: [n_seqs]. */
+duetgo_outcome duetgo_generate_batch(duetgo session, duetgo state, uint32_t n_seqs, const duetgo_sequence* sequences, const int32_t* tokens,
+                                     const uint32_t* lengths, const uint32_t* slots, const int32_t* stops, const char* stop_texts, const int32_t* cancel,
+                                     duet_generate_result* out);
 #endif
