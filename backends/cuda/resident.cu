@@ -52,6 +52,7 @@ struct Plan {
   Resident a;
 };
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // elsewhere there are no bulk copies, and resident_takes refuses
 struct Share {
   uint32_t begin, end;
 };
@@ -699,6 +700,8 @@ struct Worker {
     }
   }
 };
+
+#endif
 
 __global__ void __launch_bounds__(kThreads, 1) resident_kernel(__grid_constant__ const Plan p) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
