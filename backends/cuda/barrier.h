@@ -35,6 +35,12 @@ __device__ __forceinline__ bool barrier_passed_soon(uint64_t* barrier, uint32_t 
 #endif
 }
 
+// After barrier_init, so that copies see the barriers too.
+__device__ __forceinline__ void barriers_are_made() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
 // Arrives, and has the phase wait for so many bytes of copies too.
 __device__ __forceinline__ void barrier_expect(uint64_t* barrier, uint32_t bytes) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

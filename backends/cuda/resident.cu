@@ -52,7 +52,6 @@ struct Plan {
   Resident a;
 };
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900  // elsewhere there are no bulk copies, and resident_takes refuses
 struct Share {
   uint32_t begin, end;
 };
@@ -701,10 +700,8 @@ struct Worker {
   }
 };
 
-#endif
-
+// Where there are no bulk copies resident_takes refuses.
 __global__ void __launch_bounds__(kThreads, 1) resident_kernel(__grid_constant__ const Plan p) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) char memory[];
   Shared& s = *reinterpret_cast<Shared*>(memory + kStages * kStageBytes);
   char* scratch = memory + kStages * kStageBytes + (sizeof(Shared) + 15) / 16 * 16;
@@ -713,7 +710,7 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(__grid_constant__
     for (uint32_t i = 0; i < kStages; ++i) barrier_init(&s.full[i], 1), barrier_init(&s.empty[i], kWarps);
     for (uint64_t& r : s.ready) barrier_init(&r, kWarps);
     for (const bool first : {true, false}) divide_products(p, first, s.products[first ? 0 : 1]);
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    barriers_are_made();
   }
   __syncthreads();
   Ring ring{memory, s};
@@ -726,7 +723,6 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(__grid_constant__
   Worker worker{p, s, ring, scratch, step};
   worker.run();
   if (threadIdx.x == 0 && atomicInc(told.steps + 1, gridDim.x - 1) == gridDim.x - 1) told.steps[0] = step - 1 + p.n;  // the last one, for the next run
-#endif
 }
 
 uint32_t scratch_bytes(uint32_t C) { return std::max(kMaxInputs * C * 2, kWorkers * 8 * 4); }
