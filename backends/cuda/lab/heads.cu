@@ -19,6 +19,7 @@
 #include "duet_stage.h"
 #include "gpu/gate.h"
 #include "gpu/stored.h"
+#include "timing.h"
 
 namespace {
 
@@ -406,24 +407,18 @@ std::vector<Variant> variants(duet_dtype stored) {
 const char* name_of(duet_dtype t) { return t == DUET_F32 ? "f32" : t == DUET_F16 ? "f16" : "bf16"; }
 
 int failures = 0;
-void check_or_quit(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  std::printf("FAIL %s: %s\n", what, cudaGetErrorString(error));
-  std::exit(1);
-}
-
 template <class T>
 struct Device {
   T* data = nullptr;
   size_t count;
-  explicit Device(size_t n) : count(n) { check_or_quit(cudaMalloc(&data, n * sizeof(T)), "cudaMalloc"); }
+  explicit Device(size_t n) : count(n) { lab::check(cudaMalloc(&data, n * sizeof(T)), "cudaMalloc"); }
   explicit Device(const std::vector<T>& v) : Device(v.size()) { write(v); }
   Device(const Device&) = delete;
   ~Device() { cudaFree(data); }
-  void write(const std::vector<T>& v) { check_or_quit(cudaMemcpy(data, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice), "to the device"); }
+  void write(const std::vector<T>& v) { lab::check(cudaMemcpy(data, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice), "to the device"); }
   std::vector<T> read() const {
     std::vector<T> to(count);
-    check_or_quit(cudaMemcpy(to.data(), data, count * sizeof(T), cudaMemcpyDeviceToHost), "to the host");
+    lab::check(cudaMemcpy(to.data(), data, count * sizeof(T), cudaMemcpyDeviceToHost), "to the host");
     return to;
   }
 };
@@ -505,7 +500,7 @@ void test(uint32_t n_head, uint32_t n_seqs, duet_dtype stored, bool first_layer)
   for (const Variant& variant : variants(stored)) {
     Device<float> out((T + spare) * C), state(before);
     Device<uint16_t> half(before_half);
-    check_or_quit(cudaMemset(out.data, 0xff, out.count * 4), "cudaMemset");
+    lab::check(cudaMemset(out.data, 0xff, out.count * 4), "cudaMemset");
     in_there[kVFirst]->write(in[kVFirst]);
     RecurrentHeads a{};
     const auto input = [&](int i) { return in_there[i]->data; };
@@ -517,8 +512,8 @@ void test(uint32_t n_head, uint32_t n_seqs, duet_dtype stored, bool first_layer)
     a.state = stored == DUET_F32 ? static_cast<void*>(state.data) : half.data, a.stored = stored, a.slot_stride = stride;
     a.used = used_there.data, a.starts = starts_there.data, a.slots = slots_there.data;
     a.n_seqs = n_seqs + spare, a.n_head = n_head, a.head_size = N;
-    check_or_quit(variant.run(a, nullptr), variant.name.c_str());
-    check_or_quit(cudaDeviceSynchronize(), variant.name.c_str());
+    lab::check(variant.run(a, nullptr), variant.name.c_str());
+    lab::check(cudaDeviceSynchronize(), variant.name.c_str());
     std::vector<float> got_state = state.read();
     const std::vector<uint16_t> got_half = half.read();
     if (stored != DUET_F32)
@@ -549,18 +544,6 @@ void test(uint32_t n_head, uint32_t n_seqs, duet_dtype stored, bool first_layer)
 }
 
 // ---- time -------------------------------------------------------------------------------------------------
-__global__ void read_kernel(const uint4* p, uint64_t n, uint32_t* out) {
-  uint32_t x = 0;
-  const uint64_t step = uint64_t{gridDim.x} * blockDim.x;
-  for (uint64_t i = uint64_t{blockIdx.x} * blockDim.x + threadIdx.x; i + 7 * step < n; i += 8 * step) {
-    uint4 v[8];
-#pragma unroll
-    for (int j = 0; j < 8; ++j) v[j] = __ldcs(p + i + j * step);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) x ^= v[j].x ^ v[j].y ^ v[j].z ^ v[j].w;
-  }
-  if (x == 0x12345678) *out = x;
-}
 __global__ void copy_kernel(const uint4* from, uint4* to, uint64_t n) {
   for (uint64_t i = uint64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += uint64_t{gridDim.x} * blockDim.x) __stcs(to + i, __ldcs(from + i));
 }
@@ -576,7 +559,7 @@ double best_ms(int repetitions, cudaStream_t stream, F f) {
     cudaEventRecord(a, stream);
     f();
     cudaEventRecord(b, stream);
-    check_or_quit(cudaEventSynchronize(b), "timing");
+    lab::check(cudaEventSynchronize(b), "timing");
     cudaEventElapsedTime(&ms, a, b);
     best = std::min(best, ms);
   }
@@ -589,12 +572,12 @@ constexpr int kLaunches = 64;           // of a graph
 
 void time_all() {
   cudaStream_t stream;
-  check_or_quit(cudaStreamCreate(&stream), "cudaStreamCreate");
+  lab::check(cudaStreamCreate(&stream), "cudaStreamCreate");
   Device<uint4> pool(kPool / 16);
-  check_or_quit(cudaMemset(pool.data, 0, kPool), "cudaMemset");
+  lab::check(cudaMemset(pool.data, 0, kPool), "cudaMemset");
   Device<uint32_t> sink(1);
   const int wide = multiprocessors() * 8;
-  const double read = kPool / best_ms(6, stream, [&] { read_kernel<<<wide, 512, 0, stream>>>(pool.data, pool.count, sink.data); });
+  const double read = kPool / best_ms(6, stream, [&] { lab::read_kernel<<<wide, 512, 0, stream>>>(pool.data, pool.count, sink.data); });
   const double copied = kPool / best_ms(6, stream, [&] { copy_kernel<<<2 * wide, 512, 0, stream>>>(pool.data, pool.data + pool.count / 2, pool.count / 2); });
   std::printf("read %.0f GB/s, copy %.0f GB/s (read and written)\n", read / 1e6, copied / 1e6);
   const uint32_t most = 512 * 64 * N;
@@ -632,18 +615,18 @@ void time_all() {
           int turn = 0;
           std::vector<cudaGraphExec_t> graphs;  // several, so that the states of all turns are used
           for (uint64_t g = 0; g < (turns + kLaunches - 1) / kLaunches; ++g) {
-            check_or_quit(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), "capture");
+            lab::check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed), "capture");
             for (int i = 0; i < kLaunches; ++i) {
               a.state = reinterpret_cast<char*>(pool.data) + turn++ % turns * state;
-              check_or_quit(variant.run(a, stream), "launch");
+              lab::check(variant.run(a, stream), "launch");
             }
-            check_or_quit(cudaStreamEndCapture(stream, &graph), "capture");
-            check_or_quit(cudaGraphInstantiate(&runs, graph, 0), "cudaGraphInstantiate");
+            lab::check(cudaStreamEndCapture(stream, &graph), "capture");
+            lab::check(cudaGraphInstantiate(&runs, graph, 0), "cudaGraphInstantiate");
             cudaGraphDestroy(graph);
             graphs.push_back(runs);
           }
           const double us = best_ms(5, stream, [&] {
-                              for (const cudaGraphExec_t g : graphs) check_or_quit(cudaGraphLaunch(g, stream), "cudaGraphLaunch");
+                              for (const cudaGraphExec_t g : graphs) lab::check(cudaGraphLaunch(g, stream), "cudaGraphLaunch");
                             }) / (kLaunches * graphs.size()) * 1e3;
           for (const cudaGraphExec_t g : graphs) cudaGraphExecDestroy(g);
           std::printf("     %-12s %8.2f us  %5.1f %% of the read rate, %5.1f %% of the copy's\n", variant.name.c_str(), us, 100 * at_read / us, 100 * at_copy / us);
@@ -659,7 +642,7 @@ int main(int argc, char** argv) {
   setvbuf(stdout, nullptr, _IOLBF, 0);
   const std::string part = argc > 1 ? argv[1] : "all";
   cudaDeviceProp device;
-  check_or_quit(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
+  lab::check(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
   std::printf("%s, %d multiprocessors\n", device.name, device.multiProcessorCount);
   if (part != "time")
     for (const duet_dtype stored : {DUET_F32, DUET_BF16, DUET_F16})

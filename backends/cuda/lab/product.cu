@@ -3,6 +3,7 @@
 // Outputs start as NaN, rows beyond those in use must stay so, and a second run must give the same bits.
 #include "duet_quantised.h"
 #include "product.h"
+#include "timing.h"
 
 #include <algorithm>
 #include <cmath>
@@ -313,43 +314,6 @@ void check_all_quantised() {
 
 // ---- times: graphs of dependent launches over rotating weights, more than the L2 cache holds ----
 
-float milliseconds(const std::function<void(cudaStream_t)>& enqueue) {
-  cudaStream_t s;
-  cudaGraph_t graph;
-  cudaGraphExec_t run;
-  cudaEvent_t a, b;
-  cudaStreamCreate(&s), cudaEventCreate(&a), cudaEventCreate(&b);
-  cudaStreamBeginCapture(s, cudaStreamCaptureModeRelaxed);
-  enqueue(s);
-  cudaStreamEndCapture(s, &graph);
-  cudaGraphInstantiate(&run, graph, 0);
-  float best = 1e9f;
-  for (int i = 0; i < 6; ++i) {
-    float ms = 0;
-    cudaEventRecord(a, s);
-    cudaGraphLaunch(run, s);
-    cudaEventRecord(b, s);
-    if (cudaStreamSynchronize(s) != cudaSuccess) std::printf("FAILED: %s\n", cudaGetErrorString(cudaGetLastError())), std::exit(1);
-    cudaEventElapsedTime(&ms, a, b);
-    best = std::min(best, ms);
-  }
-  cudaGraphExecDestroy(run), cudaGraphDestroy(graph), cudaStreamDestroy(s), cudaEventDestroy(a), cudaEventDestroy(b);
-  return best;
-}
-
-__global__ void read_kernel(const uint4* p, uint64_t n, uint32_t* out) {
-  uint32_t x = 0;
-  const uint64_t step = uint64_t{gridDim.x} * blockDim.x;
-  for (uint64_t i = uint64_t{blockIdx.x} * blockDim.x + threadIdx.x; i + 7 * step < n; i += 8 * step) {
-    uint4 v[8];
-#pragma unroll
-    for (int j = 0; j < 8; ++j) v[j] = __ldcs(p + i + j * step);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) x ^= v[j].x ^ v[j].y ^ v[j].z ^ v[j].w;
-  }
-  if (x == 0x12345678) *out = x;
-}
-
 void time_products() {
   constexpr uint64_t kPool = 6ull << 30;
   constexpr int kLaunches = 64;
@@ -362,7 +326,7 @@ void time_products() {
     for (uint64_t at = 0; at < kPool; at += block.size() * 2) cudaMemcpy(pool + at, block.data(), block.size() * 2, cudaMemcpyHostToDevice);
     for (uint64_t at = 0; at < (128 << 20); at += block.size() * 2) cudaMemcpy(x + at, block.data(), block.size() * 2, cudaMemcpyHostToDevice);
   }
-  const double rate = kPool / 1e9 / (milliseconds([&](cudaStream_t s) { read_kernel<<<132 * 8, 512, 0, s>>>(reinterpret_cast<const uint4*>(pool), kPool / 16, nullptr); }) * 1e-3);
+  const double rate = kPool / 1e9 / (lab::milliseconds([&](cudaStream_t s) { lab::read_kernel<<<132 * 8, 512, 0, s>>>(reinterpret_cast<const uint4*>(pool), kPool / 16, nullptr); }) * 1e-3);
   std::printf("streaming read %.0f GB/s\n", rate);
   struct Shape {
     const char* name;
@@ -378,7 +342,7 @@ void time_products() {
     for (const Shape& shape : shapes) {
       uint64_t bytes = 0, at = 0;
       for (const auto& [out, in] : shape.matrices) bytes += 2ull * out * in;
-      const float ms = milliseconds([&](cudaStream_t s) {
+      const float ms = lab::milliseconds([&](cudaStream_t s) {
         for (int i = 0; i < kLaunches; ++i) {
           Products p{};
           p.used = used, p.n_rows = rows, p.weights = DUET_BF16;
@@ -399,7 +363,7 @@ void time_products() {
         Tensor u(DUET_BF16, size_t{rows} * F, zeros);
         uint64_t at = 0;
         const uint64_t bytes = 2ull * F * C;
-        const float ms = milliseconds([&](cudaStream_t s) {
+        const float ms = lab::milliseconds([&](cudaStream_t s) {
           for (int i = 0; i < kLaunches; ++i) {
             if (at + bytes > kPool) at = 0;
             const SkippingProduct p{pool + at, u.device, reinterpret_cast<float*>(y), F, C, used, 0, rows, DUET_BF16};
@@ -426,7 +390,7 @@ void time_quantised(duet_dtype t) {
     for (uint64_t at = 0; at < kPool; at += kRandom) cudaMemcpy(pool + at, bytes.data(), kRandom, cudaMemcpyHostToDevice);
     for (uint64_t at = 0; at < kActivations; at += kRandom) cudaMemcpy(x + at, floats.data(), kRandom, cudaMemcpyHostToDevice);
   }
-  const double rate = kPool / 1e9 / (milliseconds([&](cudaStream_t s) { read_kernel<<<132 * 8, 512, 0, s>>>(reinterpret_cast<const uint4*>(pool), kPool / 16, nullptr); }) * 1e-3);
+  const double rate = kPool / 1e9 / (lab::milliseconds([&](cudaStream_t s) { lab::read_kernel<<<132 * 8, 512, 0, s>>>(reinterpret_cast<const uint4*>(pool), kPool / 16, nullptr); }) * 1e-3);
   std::printf("%s; streaming read %.0f GB/s\n", t == DUET_I8 ? "q8" : "q4", rate);
   struct Shape {
     const char* name;
@@ -450,7 +414,7 @@ void time_quantised(duet_dtype t) {
         bytes += form.bytes + form.scales * (t == DUET_I4 ? 4 : 2);
         operations += 2.0 * rows * out * in;
       }
-      const float ms = milliseconds([&](cudaStream_t s) {
+      const float ms = lab::milliseconds([&](cudaStream_t s) {
         for (int i = 0; i < n_launches; ++i) {
           Products p{};
           p.used = used, p.n_rows = rows, p.weights = t, p.rounded = rounded;

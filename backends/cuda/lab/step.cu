@@ -21,6 +21,7 @@
 
 #include "duet_plugin.h"
 #include "duet_quantised.h"
+#include "timing.h"
 
 namespace {
 
@@ -137,20 +138,6 @@ class Tensors {
   const duetp_tensor* table_[DUETP_T_COUNT] = {};
 };
 
-__global__ void read_kernel(const uint4* p, uint64_t n, uint32_t* out) {
-  uint32_t x = 0;
-  const uint64_t step = uint64_t{gridDim.x} * blockDim.x;
-  uint64_t i = uint64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  for (; i + 7 * step < n; i += 8 * step) {
-    uint4 v[8];
-#pragma unroll
-    for (int j = 0; j < 8; ++j) v[j] = __ldcs(p + i + j * step);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) x ^= v[j].x ^ v[j].y ^ v[j].z ^ v[j].w;
-  }
-  if (x == 0x12345678) *out = x;
-}
-
 double read_rate() {  // bytes a second
   uint4* p = nullptr;
   uint32_t* out = nullptr;
@@ -163,7 +150,7 @@ double read_rate() {  // bytes a second
   for (int i = 0; i < 6; ++i) {
     float ms = 0;
     cudaEventRecord(a);
-    read_kernel<<<132 * 8, 512>>>(p, bytes / 16, out);
+    lab::read_kernel<<<132 * 8, 512>>>(p, bytes / 16, out);
     cudaEventRecord(b);
     cudaEventSynchronize(b);
     cudaEventElapsedTime(&ms, a, b);

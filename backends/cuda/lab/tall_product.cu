@@ -17,6 +17,7 @@
 
 #include "device.h"
 #include "gpu/shape.h"
+#include "timing.h"
 
 using namespace duet_cuda;
 using bf16 = __nv_bfloat16;
@@ -231,41 +232,6 @@ void check_all() {
 
 // ---- times: graphs of dependent launches over rotating weights, more than the L2 cache holds ----
 
-float milliseconds(const std::function<void(cudaStream_t)>& enqueue) {
-  cudaStream_t s;
-  cudaGraph_t graph;
-  cudaGraphExec_t run;
-  cudaEvent_t a, b;
-  check(cudaStreamCreate(&s), "stream"), check(cudaEventCreate(&a), "event"), check(cudaEventCreate(&b), "event");
-  check(cudaStreamBeginCapture(s, cudaStreamCaptureModeRelaxed), "capture");
-  enqueue(s);
-  check(cudaStreamEndCapture(s, &graph), "capture");
-  check(cudaGraphInstantiate(&run, graph, 0), "graph");
-  float best = 1e9f;
-  for (int i = 0; i < 5; ++i) {
-    float ms = 0;
-    cudaEventRecord(a, s), cudaGraphLaunch(run, s), cudaEventRecord(b, s);
-    check(cudaStreamSynchronize(s), "timing");
-    cudaEventElapsedTime(&ms, a, b);
-    best = std::min(best, ms);
-  }
-  cudaGraphExecDestroy(run), cudaGraphDestroy(graph), cudaStreamDestroy(s), cudaEventDestroy(a), cudaEventDestroy(b);
-  return best;
-}
-
-__global__ void read_kernel(const uint4* p, uint64_t n, uint32_t* out) {
-  uint32_t x = 0;
-  const uint64_t step = uint64_t{gridDim.x} * blockDim.x;
-  for (uint64_t i = uint64_t{blockIdx.x} * blockDim.x + threadIdx.x; i + 7 * step < n; i += 8 * step) {
-    uint4 v[8];
-#pragma unroll
-    for (int j = 0; j < 8; ++j) v[j] = __ldcs(p + i + j * step);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) x ^= v[j].x ^ v[j].y ^ v[j].z ^ v[j].w;
-  }
-  if (x == 0x12345678) *out = x;
-}
-
 void no_log(void*, int, const char* text) { std::printf("%s\n", text); }
 
 struct Matrix {
@@ -301,7 +267,7 @@ void time_all() {
   fill(pool, kPool / 2, 4096, Fill::random, false, 0.02f, 1);
   fill(x, kX / 2, 4096, Fill::random, false, 1, 2);
   check(cudaDeviceSynchronize(), "filling");
-  const double rate = kPool / 1e9 / (milliseconds([&](cudaStream_t s) { read_kernel<<<132 * 8, 512, 0, s>>>(reinterpret_cast<const uint4*>(pool), kPool / 16, nullptr); }) * 1e-3);
+  const double rate = kPool / 1e9 / (lab::milliseconds([&](cudaStream_t s) { lab::read_kernel<<<132 * 8, 512, 0, s>>>(reinterpret_cast<const uint4*>(pool), kPool / 16, nullptr); }) * 1e-3);
   std::printf("streaming read %.0f GB/s\n", rate);
   Cublas cublas;
   duetp_host host{};
@@ -343,7 +309,7 @@ void time_all() {
       };
       const auto time = [&](const std::function<Error(const TallProducts&, cudaStream_t)>& f) {
         at = 0;
-        return milliseconds([&](cudaStream_t s) { for (int i = 0; i < launches; ++i) check(f(next(), s), phase.name); }) * 1e3 / launches;
+        return lab::milliseconds([&](cudaStream_t s) { for (int i = 0; i < launches; ++i) check(f(next(), s), phase.name); }) * 1e3 / launches;
       };
       const double flops = static_cast<double>(bytes) * rows;
       const auto show = [&](const char* what, double us) { std::printf("  %s %.1f (%.0f %%, %.0f)", what, us, 100 * bytes / us / 1e3 / rate, flops / us / 1e6); };
