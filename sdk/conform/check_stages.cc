@@ -118,9 +118,10 @@ void check_stages(Context& x) {
     }
   }
   for (const duet_dtype dtype : kWeights) {
-    std::vector<StageCase> cases;  // beside quantised weights all is f32: stages without a matrix do the same as with f32 weights
+    // Beside quantised weights all is f32: stages without a matrix do the same as with f32 weights, but for wkv, which may be coarser.
+    std::vector<StageCase> cases;
     for (const StageCase& c : offered)
-      if (has_matrix(c) || !duetp_is_quantised(dtype)) cases.push_back(c);
+      if (has_matrix(c) || c.stage == "wkv" || !duetp_is_quantised(dtype)) cases.push_back(c);
     std::vector<Line> lines;
     for (const StageCase& c : cases)
       for (const char* mode : {"parallel", "recurrent"}) lines.emplace_back(c.name(), name_of(dtype), mode);
