@@ -3,15 +3,18 @@
 // the ring takes them: it waits for no result, so that the memory is busy while the other warps wait for each other's blocks.
 // But few copies are under way at a time: what blocks tell each other would wait in the same queues.
 // What blocks tell each other are numbers that carry the step they belong to: who needs one looks until it is there, and no
-// barrier of all blocks is needed. A layer has five steps:
-//   1  token shift of time mix; rows of receptance, key, value and of the first low-rank matrices
-//   2  a block a head: the second low-rank matrices' rows of it, wkv, norm and gate
-//   3  rows of output, added to x, of which each block keeps a part
-//   4  token shift of channel mix; rows of key, and for each input u of relu^2 that is not zero u times its row of value, for
-//      all outputs at once: a block's part of a sum over blocks
-//   5  columns of these sums, added to x
-// Every block waits in step 1 for x of all blocks, so that none is a layer ahead: a number is written again only after all
-// have read it. All sums have a fixed order.
+// barrier of all blocks is needed. Each block keeps some columns of x, and a layer has these steps, after each of which what is
+// in brackets is told:
+//   1  time mix's norm: sum and squares of the block's columns [them]
+//   2  its token shift, the block's columns [six inputs]
+//   3  rows of receptance, key, value and of the first low-rank matrices [their sums]
+//   4  a block a head: the second low-rank matrices' rows of it, wkv, norm and gate [the output's inputs]
+//   5  rows of output, added to x; channel mix's norm, as in 1 [sum and squares]
+//   6  its token shift [one input]
+//   7  rows of key, and for each input u of relu^2 that is not zero u times its row of value, for all outputs at once [the
+//      block's part of sums over all blocks]; then the block's columns of these sums, added to x
+// What one has heard comes from all blocks at least every second step, so that none is a layer ahead: a number is written again
+// only after all have read it. All sums have a fixed order.
 #include "resident.h"
 
 #include <algorithm>
@@ -31,14 +34,15 @@ using duet_gpu::Error;
 constexpr uint32_t kWarps = 16, kWorkers = 32 * kWarps, kThreads = kWorkers + 32;
 constexpr uint32_t kStages = 11, kStageBytes = 16 << 10;
 constexpr uint32_t kUnderWay = 4;             // stages whose copies have not ended
-constexpr uint32_t kPairs = 4;                // of columns, of a thread
-constexpr uint32_t kMaxWidth = 2 * kPairs * kWorkers;
+constexpr uint32_t kFours = 2;                // of inputs, of a thread
+constexpr uint32_t kMaxWidth = 4 * kFours * kWorkers;
+constexpr uint32_t kMaxBlocks = 160;
 constexpr uint32_t kMaxLayers = 128;
 constexpr uint32_t kHead = 64;                // elements
-constexpr uint32_t kMaxInputs = 4;            // different inputs of a block's rows in step 1
+constexpr uint32_t kMaxInputs = 4;            // different inputs of a block's rows in step 3
 constexpr uint32_t kTile = 16;                // rows of key between which rows of value are fetched
 constexpr uint32_t kMaxSlice = 1024;          // rows of key of a block
-constexpr uint32_t kMaxOwn = 64;              // elements of x of a block
+constexpr uint32_t kMaxOwn = 64;              // columns of x of a block, a pair a lane
 constexpr uint32_t kMaxHeard = 9;             // blocks' parts that a thread waits for at a time
 constexpr uint32_t kPatience = 1u << 26;      // looks at what should come before the kernel gives up: rather a fault than a hang
 
@@ -48,7 +52,7 @@ struct Plan {
   const char* layer[kMaxLayers];
   uint32_t offset[2][DUETP_T_COUNT];  // of tensors in a layer's memory: of layer 0, of the others
   uint32_t first, n, C, F, n_head, rank[4];  // ranks: w, a, v, g, in the order of DUETP_T_W1
-  float ln_eps, gn_eps;
+  float ln_eps, gn_eps, reciprocal_of_C;
   Resident a;
 };
 
@@ -56,20 +60,35 @@ struct Share {
   uint32_t begin, end;
 };
 __device__ __forceinline__ Share share(uint32_t n) { return {n * blockIdx.x / gridDim.x, n * (blockIdx.x + 1) / gridDim.x}; }
+// Columns of x
+__device__ __forceinline__ uint32_t columns_before(uint32_t C, uint32_t block) { return C / 2 * block / gridDim.x * 2; }
 
-// The products of step 1, one after another: r, k, v and the low-rank w, a, v, g
-constexpr uint32_t kProducts = 7;
+// The inputs that a token shift makes, and the products of step 3, one after another
+enum Mix : uint32_t { kMixR, kMixW, kMixK, kMixV, kMixA, kMixG, kTimeMixes, kMixChannel = kTimeMixes, kMixes };
+__device__ __forceinline__ uint32_t mix_tensor(uint32_t mix) { return mix == kMixChannel ? DUETP_T_FFN_X_K : DUETP_T_X_R + mix; }
+constexpr uint32_t kProducts = 7;  // r, k, v and the low-rank w, a, v, g
 __host__ __device__ __forceinline__ uint32_t product_rows(uint32_t product, uint32_t C, const uint32_t (&rank)[4], bool first_layer) {
   return product < 3 ? C : product == 5 && first_layer ? 0 : rank[product - 3];
 }
 __device__ __forceinline__ uint32_t matrix_of(uint32_t product) { return product < 3 ? DUETP_T_RECEPTANCE + product : DUETP_T_W1 + product - 3; }
 __device__ __forceinline__ uint32_t mix_of(uint32_t product) {
-  constexpr uint32_t kMix[kProducts] = {DUETP_T_X_R, DUETP_T_X_K, DUETP_T_X_V, DUETP_T_X_W, DUETP_T_X_A, DUETP_T_X_V, DUETP_T_X_G};
+  constexpr uint32_t kMix[kProducts] = {kMixR, kMixK, kMixV, kMixW, kMixA, kMixV, kMixG};
   return kMix[product];
+}
+// A head's vectors in the order in which they come through the ring, kHead elements each
+enum HeadVector : uint32_t { kW0, kA0, kV0, kKK, kKA, kRK, kLnW, kLnB, kHeadVectors };
+// What a head's block copies in step 4, and the row before which a block's rows of step 3 begin: with the head's bytes all
+// blocks copy as much, and heads need not wait for theirs.
+__host__ __device__ __forceinline__ uint32_t head_bytes(const uint32_t (&rank)[4], bool first_layer) {
+  return kHead * (2 * (rank[0] + rank[1] + (first_layer ? 0 : rank[2]) + rank[3]) + 4 * (kHeadVectors + kHead));
+}
+__host__ __device__ __forceinline__ uint32_t rows_before(uint32_t block, uint32_t blocks, uint32_t n_rows, uint32_t C, uint32_t n_head, uint32_t head_bytes) {
+  const uint64_t all = 2ull * n_rows * C + static_cast<uint64_t>(n_head) * head_bytes, to_here = all * block / blocks, of_heads = static_cast<uint64_t>(block < n_head ? block : n_head) * head_bytes;
+  return to_here < of_heads ? 0 : static_cast<uint32_t>((to_here - of_heads) / (2 * C));
 }
 // The rows of products that are a block's
 struct Products {
-  uint32_t n;
+  uint32_t n, inputs;  // their inputs' numbers, a byte each
   struct {
     uint32_t product, begin, end;
   } of[kMaxInputs];
@@ -77,11 +96,15 @@ struct Products {
 __device__ void divide_products(const Plan& p, bool first_layer, Products& out) {
   uint32_t n = 0, at = 0;
   for (uint32_t q = 0; q < kProducts; ++q) n += product_rows(q, p.C, p.rank, first_layer);
-  const Share mine = share(n);
-  out.n = 0;
+  const uint32_t bytes = head_bytes(p.rank, first_layer);
+  const Share mine{rows_before(blockIdx.x, gridDim.x, n, p.C, p.n_head, bytes), rows_before(blockIdx.x + 1, gridDim.x, n, p.C, p.n_head, bytes)};
+  out.n = out.inputs = 0;
   for (uint32_t q = 0; q < kProducts; ++q) {
     const uint32_t rows = product_rows(q, p.C, p.rank, first_layer), begin = max(at, mine.begin), end = min(at + rows, mine.end);
-    if (begin < end) out.of[out.n++] = {q, begin - at, end - at};
+    if (begin < end) {
+      out.inputs |= mix_of(q) << 8 * out.n;
+      out.of[out.n++] = {q, begin - at, end - at};
+    }
     at += rows;
   }
 }
@@ -96,10 +119,13 @@ struct Shared {
   float sums[4][kWarps];
   float u[kMaxSlice];
   float low[4][4][kHead];  // second low-rank products: a quarter of the inputs each
-  float decay[kHead], k[kHead], v[kHead], minus_kk[kHead], b[kHead], r[kHead], g[kHead], y[kHead];
+  float rkv[3 * kHead], decay[kHead], k[kHead], v[kHead], minus_kk[kHead], b[kHead], g[kHead], y[kHead];
   float x[kMaxOwn];
+  float2 time_shift[3 + kTimeMixes][kMaxOwn / 2], channel_shift[4][kMaxOwn / 2];  // weight and bias of the norm, the vector before, the mixes: the block's columns
   float columns[kWarps][32];
   Products products[2];  // of layer 0, of the others
+  Share own, inner;      // this block's columns of x, rows of key
+  float2 sizes[kMaxBlocks];  // how many columns each block has, and the reciprocal
 };
 
 struct Layer {
@@ -122,7 +148,7 @@ __device__ __forceinline__ void wait_for(Passed&& passed) {
 struct Ring {
   char* data;
   Shared& s;
-  uint32_t stage = 0, parity = 0, opened = 0;
+  uint32_t stage = 0, parity = 0;
   __device__ char* memory() const { return data + stage * kStageBytes; }
   __device__ void next() {
     if (++stage == kStages) stage = 0, parity ^= 1;
@@ -130,8 +156,7 @@ struct Ring {
   // The copying thread's: room for a stage of so many bytes
   __device__ void open(uint32_t bytes) {
     const uint32_t before = stage >= kUnderWay ? stage - kUnderWay : stage + kStages - kUnderWay;
-    if (opened >= kUnderWay) wait_for([&] { return barrier_passed_soon(&s.full[before], before > stage ? parity ^ 1 : parity); });
-    ++opened;
+    wait_for([&] { return barrier_passed_soon(&s.full[before], before > stage ? parity ^ 1 : parity); });
     wait_for([&] { return barrier_passed_soon(&s.empty[stage], parity ^ 1); });
     barrier_expect(&s.full[stage], bytes);
   }
@@ -149,29 +174,22 @@ struct Ring {
 };
 
 // ---- copying: one thread ----
+// What is not inline has the ring's place by value: addresses of variables would put them into memory.
 
-__device__ __noinline__ void copy_rows(Ring& ring, const bf16* from, uint32_t n_rows, uint32_t n_in, uint32_t at_once) {
+struct Place {
+  uint32_t stage, parity;
+};
+
+__device__ __noinline__ Place copy_rows(char* data, Shared* s, Place at, const bf16* from, uint32_t n_rows, uint32_t n_in, uint32_t at_once) {
+  Ring ring{data, *s, at.stage, at.parity};
+#pragma unroll 1
   for (uint32_t row = 0; row < n_rows; row += at_once) {
     const uint32_t bytes = min(at_once, n_rows - row) * n_in * 2;
     ring.open(bytes);
     ring.copy(0, from + static_cast<uint64_t>(row) * n_in, bytes);
     ring.next();
   }
-}
-
-// Vectors f32 [C], as many to a stage as it holds. vector(i) is the i-th.
-__device__ __forceinline__ uint32_t vectors_of_stage(uint32_t C) { return kStageBytes / (4 * C); }
-template <class F>
-__device__ void copy_vectors(Ring& ring, uint32_t n, uint32_t C, F&& vector) {
-  const uint32_t at_once = vectors_of_stage(C);
-#pragma unroll 1
-  for (uint32_t i = 0; i < n; i += at_once) {
-    const uint32_t here = min(at_once, n - i);
-    ring.open(here * C * 4);
-#pragma unroll 1
-    for (uint32_t j = 0; j < here; ++j) ring.copy(j * C * 4, vector(i + j), C * 4);
-    ring.next();
-  }
+  return {ring.stage, ring.parity};
 }
 
 // Which inputs of a tile are not zero
@@ -181,82 +199,82 @@ __device__ __forceinline__ uint32_t nonzero(const float* u, uint32_t n) {
   return mask;
 }
 
-__device__ __noinline__ void copy_values(Ring& ring, const bf16* value, uint32_t mask, uint32_t C) {
+__device__ __noinline__ Place copy_values(char* data, Shared* s, Place at, const bf16* value, uint32_t mask, uint32_t C) {
+  Ring ring{data, *s, at.stage, at.parity};
   const uint32_t at_once = rows_of_stage(C);
+#pragma unroll 1
   while (mask != 0) {
     const uint32_t n = min(at_once, static_cast<uint32_t>(__popc(mask)));
     ring.open(n * C * 2);
+#pragma unroll 1
     for (uint32_t i = 0; i < n; ++i, mask &= mask - 1) ring.copy(i * C * 2, value + static_cast<uint64_t>(__ffs(mask) - 1) * C, C * 2);
     ring.next();
   }
+  return {ring.stage, ring.parity};
 }
-
-// The vectors of a token shift: weight and bias of its norm, the state's vector if there is a state, and the mixes
-__device__ __forceinline__ const float* shift_vector(const Plan& p, const Layer& l, bool is_channel_mix, const float* state, uint32_t i) {
-  if (i == 0) return l.vector(is_channel_mix ? DUETP_T_LN2_W : DUETP_T_LN1_W);
-  if (i == 1) return l.vector(is_channel_mix ? DUETP_T_LN2_B : DUETP_T_LN1_B);
-  if (i == 2 && state) return state;
-  return l.vector(is_channel_mix ? static_cast<uint32_t>(DUETP_T_FFN_X_K) : mix_of(l.products().of[i - (state ? 3 : 2)].product));
-}
-__device__ __forceinline__ uint32_t n_shift_vectors(const Layer& l, bool is_channel_mix, bool has_state) { return 2 + has_state + (is_channel_mix ? 1 : l.products().n); }
 
 // Of a layer: att_x [C], S [H, N, N], ffn_x [C]; null without a state
 __device__ __forceinline__ float* state_of(const Plan& p, uint32_t layer, int32_t slot) {
   return slot < 0 ? nullptr : p.a.state + layer * p.a.layer_stride + static_cast<uint64_t>(slot) * p.a.slot_stride;
 }
 
-// The head's vectors in the order in which they come through the ring, kHead elements each
-enum HeadVector { kW0, kA0, kV0, kKK, kKA, kRK, kLnW, kLnB, kHeadVectors };
-__device__ void copy_head(const Plan& p, Ring& ring, const Layer& l, const float* S) {
-  constexpr uint32_t kIds[kHeadVectors] = {DUETP_T_W0, DUETP_T_A0, DUETP_T_V0, DUETP_T_K_K, DUETP_T_K_A, DUETP_T_R_K, DUETP_T_LN_X_W, DUETP_T_LN_X_B};
-  const uint32_t head = blockIdx.x;
-#pragma unroll 1
-  for (uint32_t m = 0; m < 4; ++m)
-    if (m != 2 || !l.is_first) copy_rows(ring, l.matrix(DUETP_T_W2 + m) + static_cast<uint64_t>(head) * kHead * p.rank[m], kHead, p.rank[m], low_rows_of_stage(p.rank[m]));
-  ring.open((kHeadVectors - l.is_first) * kHead * 4);
-#pragma unroll 1
-  for (uint32_t i = 0; i < kHeadVectors; ++i)
-    if (i != kV0 || !l.is_first) ring.copy(i * kHead * 4, l.vector(kIds[i]) + head * kHead, kHead * 4);
-  ring.next();
-  if (!S) return;
-  ring.open(kHead * kHead * 4);
-  ring.copy(0, S + static_cast<uint64_t>(head) * kHead * kHead, kHead * kHead * 4);
-  ring.next();
-}
+__constant__ const uint32_t kHeadTensors[kHeadVectors] = {DUETP_T_W0, DUETP_T_A0, DUETP_T_V0, DUETP_T_K_K, DUETP_T_K_A, DUETP_T_R_K, DUETP_T_LN_X_W, DUETP_T_LN_X_B};
 
-__device__ void copy_layers(const Plan& p, Ring ring) {
-  const uint32_t C = p.C;
-  const int32_t slot = p.a.slots[0];
-  uint32_t tiles = 0;  // that are over
-  for (uint32_t i = 0; i < p.n; ++i) {
-    const Layer l(p, i, ring.s);
-    const float *att_x = state_of(p, p.first + i, slot), *ffn_x = att_x ? att_x + C + static_cast<uint64_t>(C) * kHead : nullptr;
-    const auto shift = [&](bool is_channel_mix, const float* state) {
-      copy_vectors(ring, n_shift_vectors(l, is_channel_mix, state), C, [&](uint32_t k) { return shift_vector(p, l, is_channel_mix, state, k); });
-    };
-    shift(false, att_x);
-    const Products& products = l.products();
-    for (uint32_t j = 0; j < products.n; ++j) {
-      const auto& q = products.of[j];
-      copy_rows(ring, l.matrix(matrix_of(q.product)) + static_cast<uint64_t>(q.begin) * C, q.end - q.begin, C, rows_of_stage(C));
-    }
-    if (blockIdx.x < p.n_head) copy_head(p, ring, l, att_x ? att_x + C : nullptr);
-    const Share outputs = share(C), inner = share(p.F);
-    copy_rows(ring, l.matrix(DUETP_T_OUTPUT) + static_cast<uint64_t>(outputs.begin) * C, outputs.end - outputs.begin, C, rows_of_stage(C));
-    shift(true, ffn_x);
-    const uint32_t n = inner.end - inner.begin;
-    const auto tile = [&](uint32_t at) { return min(kTile, n - at); };
+struct Copier {
+  const Plan& p;
+  Ring ring;
+
+  __device__ void move_to(Place at) { ring.stage = at.stage, ring.parity = at.parity; }
+  __device__ void rows(const bf16* from, uint32_t n_rows, uint32_t n_in, uint32_t at_once) {
+    move_to(copy_rows(ring.data, &ring.s, {ring.stage, ring.parity}, from, n_rows, n_in, at_once));
+  }
+
+  __device__ void head(const Layer& l, const float* S) {
+    const uint32_t head = blockIdx.x;
 #pragma unroll 1
-    for (uint32_t at = 0; at < n + kTile; at += kTile) {  // value is a tile behind key
-      if (at < n) copy_rows(ring, l.matrix(DUETP_T_FFN_KEY) + static_cast<uint64_t>(inner.begin + at) * C, tile(at), C, rows_of_stage(C));
-      if (at < kTile) continue;
-      const uint32_t before = at - kTile;
-      wait_for([&] { return barrier_passed_soon(&ring.s.ready[tiles % 2], tiles / 2 % 2); });
-      ++tiles;
-      copy_values(ring, l.matrix(DUETP_T_FFN_VALUE) + static_cast<uint64_t>(inner.begin + before) * C, nonzero(ring.s.u + before, tile(before)), C);
+    for (uint32_t m = 0; m < 4; ++m)
+      if (m != 2 || !l.is_first) rows(l.matrix(DUETP_T_W2 + m) + static_cast<uint64_t>(head) * kHead * p.rank[m], kHead, p.rank[m], low_rows_of_stage(p.rank[m]));
+    ring.open((kHeadVectors - l.is_first) * kHead * 4);
+#pragma unroll 1
+    for (uint32_t i = 0; i < kHeadVectors; ++i)
+      if (i != kV0 || !l.is_first) ring.copy(i * kHead * 4, l.vector(kHeadTensors[i]) + head * kHead, kHead * 4);
+    ring.next();
+    if (!S) return;
+    ring.open(kHead * kHead * 4);
+    ring.copy(0, S + static_cast<uint64_t>(head) * kHead * kHead, kHead * kHead * 4);
+    ring.next();
+  }
+
+  __device__ void run() {
+    const uint32_t C = p.C;
+    const int32_t slot = p.a.slots[0];
+    uint32_t tiles = 0;  // that are over
+#pragma unroll 1
+    for (uint32_t i = 0; i < p.n; ++i) {
+      const Layer l(p, i, ring.s);
+      const float* att_x = state_of(p, p.first + i, slot);
+#pragma unroll 1
+      for (uint32_t j = 0; j < l.products().n; ++j) {
+        const auto& q = l.products().of[j];
+        rows(l.matrix(matrix_of(q.product)) + static_cast<uint64_t>(q.begin) * C, q.end - q.begin, C, rows_of_stage(C));
+      }
+      if (blockIdx.x < p.n_head) head(l, att_x ? att_x + C : nullptr);
+      const Share own = ring.s.own, inner = ring.s.inner;
+      rows(l.matrix(DUETP_T_OUTPUT) + static_cast<uint64_t>(own.begin) * C, own.end - own.begin, C, rows_of_stage(C));
+      const uint32_t n = inner.end - inner.begin;
+      const bf16 *key = l.matrix(DUETP_T_FFN_KEY) + static_cast<uint64_t>(inner.begin) * C, *value = l.matrix(DUETP_T_FFN_VALUE) + static_cast<uint64_t>(inner.begin) * C;
+#pragma unroll 1
+      for (uint32_t at = 0; at < n + kTile; at += kTile) {  // value is a tile behind key
+        if (at < n) rows(key + static_cast<uint64_t>(at) * C, min(kTile, n - at), C, rows_of_stage(C));
+        if (at < kTile) continue;
+        const uint32_t before = at - kTile;
+        wait_for([&] { return barrier_passed_soon(&ring.s.ready[tiles % 2], tiles / 2 % 2); });
+        ++tiles;
+        move_to(copy_values(ring.data, &ring.s, {ring.stage, ring.parity}, value + static_cast<uint64_t>(before) * C, nonzero(ring.s.u + before, min(kTile, n - before)), C));
+      }
     }
   }
-}
+};
 
 // ---- working ----
 
@@ -278,46 +296,18 @@ __device__ __forceinline__ float lane_sum(float x) {
 }
 __device__ __noinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// A thread's columns: the pairs from 2 (thread + kWorkers j), so that neighbours read side by side
-struct Columns {
-  float2 v[kPairs];
-};
-__device__ __forceinline__ uint32_t pair(int j) { return threadIdx.x + kWorkers * j; }
-// f(j, column) for each pair that is inside
-template <class F>
-__device__ __forceinline__ void for_pairs(uint32_t n, F&& f) {
-#pragma unroll
-  for (int j = 0; j < kPairs; ++j)
-    if (2 * pair(j) < n) f(j, 2 * pair(j));
-}
-__device__ __forceinline__ Columns read_columns(const float* p, uint32_t n) {
-  Columns c{};
-  for_pairs(n, [&](int j, uint32_t at) { c.v[j] = *reinterpret_cast<const float2*>(p + at); });
-  return c;
-}
-__device__ __forceinline__ void write_columns(float* p, uint32_t n, const Columns& c) {
-  for_pairs(n, [&](int j, uint32_t at) { *reinterpret_cast<float2*>(p + at) = c.v[j]; });
+__device__ __forceinline__ void copy_async(float2* to, const float* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(to)), "l"(__cvta_generic_to_global(from)) : "memory");
 }
 
-// Reads vectors that come through the ring, one after another.
-struct Vectors {
-  Ring& ring;
-  const uint32_t C, n;
-  uint32_t i = 0, in_stage = 0;
-  const char* stage = nullptr;
-  __device__ Columns next() {
-    if (in_stage == 0) stage = reinterpret_cast<const char*>(ring.take());
-    const Columns c = read_columns(reinterpret_cast<const float*>(stage) + in_stage * C, C);
-    if (++in_stage == vectors_of_stage(C)) in_stage = 0;
-    if (++i == n) in_stage = 0;
-    if (in_stage == 0) ring.give_back();
-    return c;
-  }
-};
-
-// A number that carries the step it belongs to, in one word of 64 bits, which is written and read as a whole
-__device__ __forceinline__ void tell(uint64_t* to, float x, uint32_t step) {
-  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(static_cast<uint64_t>(step) << 32 | __float_as_uint(x)) : "memory");
+// An f32 number or two of bf16 that carry the step they belong to, in one word of 64 bits, which is written and read as a whole
+__device__ __forceinline__ void tell_bits(uint64_t* to, uint32_t x, uint32_t step) {
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(static_cast<uint64_t>(step) << 32 | x) : "memory");
+}
+__device__ __forceinline__ void tell(uint64_t* to, float x, uint32_t step) { tell_bits(to, __float_as_uint(x), step); }
+__device__ __forceinline__ void tell(uint64_t* to, float2 x, uint32_t step) {
+  const __nv_bfloat162 both = __floats2bfloat162_rn(x.x, x.y);
+  tell_bits(to, *reinterpret_cast<const uint32_t*>(&both), step);
 }
 template <int n>
 struct Told {
@@ -336,64 +326,23 @@ struct Told {
     for (int i = 0; i < n; ++i) all = all && static_cast<uint32_t>(word[i] >> 32) == step;
     return all;
   }
-  __device__ float operator[](int i) const { return __uint_as_float(static_cast<uint32_t>(word[i])); }
+  __device__ uint32_t bits(int i) const { return static_cast<uint32_t>(word[i]); }
+  __device__ float operator[](int i) const { return __uint_as_float(bits(i)); }
 };
-template <int n>
-__device__ __forceinline__ Told<n> hear(const uint64_t* from, uint32_t step) {
-  Told<n> t;
-  wait_for([&] { return t.look(from), t.is_of(step); });
-  return t;
-}
-__device__ __forceinline__ Columns hear_columns(const uint64_t* from, uint32_t n, uint32_t step) {
-  Told<2> t[kPairs];
-  wait_for([&] {
-    bool all = true;
-    for_pairs(n, [&](int j, uint32_t at) { t[j].look(from + at); });
-    for_pairs(n, [&](int j, uint32_t) { all = all && t[j].is_of(step); });
-    return all;
-  });
-  Columns c{};
-  for_pairs(n, [&](int j, uint32_t) { c.v[j] = {t[j][0], t[j][1]}; });
-  return c;
-}
-__device__ __forceinline__ void to_inputs(char* inputs, uint32_t n, const Columns& c) {  // bf16
-  for_pairs(n, [&](int j, uint32_t at) { reinterpret_cast<__nv_bfloat162*>(inputs)[at / 2] = __floats2bfloat162_rn(c.v[j].x, c.v[j].y); });
+// Who looks for what is not there yet stands in the way of those who write it: before all threads look for their words, a warp
+// waits for a few of them, one a lane; word(i) is the i-th.
+template <class F>
+__device__ __forceinline__ void warp_awaits(uint32_t n, uint32_t step, F&& word) {
+#pragma unroll 1
+  for (uint32_t i = threadIdx.x % 32; i < n; i += 32) {
+    Told<1> t;
+    wait_for([&] { return t.look(word(i)), t.is_of(step); });
+  }
+  __syncwarp();
 }
 
 // What becomes of a row's sum
 enum class Use { tell, tell_tanh, tell_sigmoid, add_to_x, square };
-
-// Rows of a matrix in the ring times x in shared memory, n pieces of 8 inputs each, a row a warp. `taken` counts rows, so that they go round.
-// Not inline, like all that is used more than once: the instructions of a layer should stay in the cache.
-__device__ __noinline__ uint32_t multiply_rows(char* data, Shared* s, uint32_t stage, uint32_t n_rows, const uint4* x, uint32_t n, uint32_t taken, Use use, uint64_t* told, float* kept, uint32_t step) {
-  const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, at_once = rows_of_stage(8 * n);
-  Ring ring{data, *s, stage >> 1, stage & 1};
-  for (uint32_t first = 0; first < n_rows; first += at_once) {
-    const uint32_t here = min(at_once, n_rows - first);
-    const uint4* w = ring.take();
-    for (uint32_t i = (warp - taken) % kWarps; i < here; i += kWarps) {
-      float a = 0, b = 0;
-#pragma unroll 4
-      for (uint32_t j = lane; j < n; j += 32) multiply_add(w[i * n + j], x[j], a, b);
-      float sum = lane_sum<32>(a + b);
-      if (lane == 0) {
-        const uint32_t row = first + i;
-        if (use == Use::square) {
-          sum = fmaxf(sum, 0.0f);
-          kept[row] = __bfloat162float(__float2bfloat16_rn(sum * sum));
-        } else {
-          if (use == Use::tell_tanh) sum = tanhf(sum);
-          if (use == Use::tell_sigmoid) sum = sigmoid(sum);
-          if (use == Use::add_to_x) sum = kept[row] += sum;
-          tell(told + row, sum, step);
-        }
-      }
-    }
-    ring.give_back();
-    taken += here;
-  }
-  return ring.stage << 1 | ring.parity;
-}
 
 struct Worker {
   const Plan& p;
@@ -403,56 +352,140 @@ struct Worker {
   uint32_t step;  // of the layer: what numbers carry
   const ResidentScratch& told = p.a.scratch;
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const Share own = share(p.C), inner = share(p.F);  // of x, of key's rows
   uint32_t tiles = 0;
 
   __device__ uint4* input(uint32_t i) const { return reinterpret_cast<uint4*>(scratch) + i * (p.C / 8); }
 
-  // The sum over all threads; `which` of the arrays is free again after the next meeting of workers.
-  __device__ float sum(float x, uint32_t which) const {
-    x = lane_sum<32>(x);
-    if (lane == 0) s.sums[which][warp] = x;
-    workers_meet();
-    float total = 0;
-#pragma unroll
-    for (uint32_t i = 0; i < kWarps; ++i) total += s.sums[which][i];
-    return total;
-  }
-
+  // Rows of a matrix in the ring times x in shared memory, a row a warp. `taken` counts rows, so that they go round.
   __device__ void rows(uint32_t n_rows, const uint4* x, uint32_t& taken, Use use, uint64_t* told, float* kept = nullptr) {
-    const uint32_t now = multiply_rows(ring.data, &s, ring.stage << 1 | ring.parity, n_rows, x, p.C / 8, taken, use, told, kept, step);
-    ring.stage = now >> 1, ring.parity = now & 1;
-    taken += n_rows;
+    const uint32_t n = p.C / 8, at_once = rows_of_stage(p.C);
+#pragma unroll 1
+    for (uint32_t first = 0; first < n_rows; first += at_once) {
+      const uint32_t here = min(at_once, n_rows - first);
+      const uint4* w = ring.take();
+#pragma unroll 1
+      for (uint32_t i = (warp - taken) % kWarps; i < here; i += kWarps) {
+        float a = 0, b = 0;
+#pragma unroll 4
+        for (uint32_t j = lane; j < n; j += 32) multiply_add(w[i * n + j], x[j], a, b);
+        float sum = lane_sum<32>(a + b);
+        if (lane == 0) {
+          const uint32_t row = first + i;
+          if (use == Use::square) {
+            sum = fmaxf(sum, 0.0f);
+            kept[row] = __bfloat162float(__float2bfloat16_rn(sum * sum));
+          } else if (use == Use::add_to_x) {
+            kept[row] += sum;
+          } else {
+            if (use == Use::tell_tanh) sum = tanhf(sum);
+            if (use == Use::tell_sigmoid) sum = sigmoid(sum);
+            tell(told + row, sum, step);
+          }
+        }
+      }
+      ring.give_back();
+      taken += here;
+    }
   }
 
-  // The norm of x and its mixes with the one before, which `state` holds (null: zeros) and `kept` gets, in this block alone
-  __device__ void shift(const Layer& l, bool is_channel_mix, bool is_first_of_run, const float* state, float* kept) {
+  // Inputs of products from words of two each, n of [C / 2] words: those that the bytes of `which` number. All meet before it and after it.
+  __device__ void hear(const uint64_t* words, uint32_t n = 1, uint32_t which = 0) const {
+    constexpr uint32_t kAtOnce = 2;  // inputs: most blocks have no more
     const uint32_t C = p.C;
-    Columns y = is_first_of_run && !is_channel_mix ? read_columns(p.a.x, C) : hear_columns(is_channel_mix ? told.x_output : told.x_mixed, C, is_channel_mix ? step : step - 1);
-    float total = 0, square = 0;
-    for_pairs(C, [&](int j, uint32_t) { total += y.v[j].x + y.v[j].y; });
-    const float mean = sum(total, 0) / C;
-    for_pairs(C, [&](int j, uint32_t) {
-      y.v[j] = {y.v[j].x - mean, y.v[j].y - mean};
-      square += y.v[j].x * y.v[j].x + y.v[j].y * y.v[j].y;
-    });
-    const float scale = rsqrtf(sum(square, 1) / C + p.ln_eps);
-    Vectors vectors{ring, C, n_shift_vectors(l, is_channel_mix, state)};
-    const Columns w = vectors.next(), b = vectors.next(), before = state ? vectors.next() : Columns{};
-    for_pairs(C, [&](int j, uint32_t) { y.v[j] = {y.v[j].x * scale * w.v[j].x + b.v[j].x, y.v[j].y * scale * w.v[j].y + b.v[j].y}; });
 #pragma unroll 1
-    for (uint32_t i = 0; vectors.i < vectors.n; ++i) {
-      const Columns m = vectors.next();
-      Columns out;
-      for_pairs(C, [&](int j, uint32_t) { out.v[j] = {y.v[j].x + (before.v[j].x - y.v[j].x) * m.v[j].x, y.v[j].y + (before.v[j].y - y.v[j].y) * m.v[j].y}; });
-      to_inputs(scratch + i * C * 2, C, out);
+    for (uint32_t first = 0; first < n; first += kAtOnce) {
+      Told<2> t[kAtOnce][kFours];
+      const auto for_fours = [&](auto&& f) {
+#pragma unroll
+        for (uint32_t i = 0; i < kAtOnce; ++i)
+#pragma unroll
+          for (uint32_t j = 0; j < kFours; ++j)
+            if (const uint32_t at = 2 * (threadIdx.x + kWorkers * j); first + i < n && at < C / 2) f(t[i][j], first + i, at);
+      };
+      wait_for([&] {
+        bool all = true;
+        for_fours([&](Told<2>& of, uint32_t i, uint32_t at) { of.look(words + (which >> 8 * i & 0xff) * (C / 2) + at); });
+        for_fours([&](const Told<2>& of, uint32_t, uint32_t) { all = all && of.is_of(step); });
+        return all;
+      });
+      for_fours([&](const Told<2>& of, uint32_t i, uint32_t at) { *reinterpret_cast<uint2*>(scratch + (i * C + 2 * at) * 2) = {of.bits(0), of.bits(1)}; });
     }
-    if (kept) write_columns(kept, C, y);
-    workers_meet();
+  }
+
+  // ---- token shift: the first warp, a pair of the block's columns a lane ----
+
+  // What a token shift reads of its own, long before it does
+  __device__ void fetch_shift(const Layer& l, bool is_channel_mix, const float* state) const {
+    if (warp != 0 || s.own.begin + 2 * lane >= s.own.end) return;
+    const uint32_t c = s.own.begin + 2 * lane, first_mix = is_channel_mix ? static_cast<uint32_t>(kMixChannel) : 0, n_mixes = is_channel_mix ? 1 : static_cast<uint32_t>(kTimeMixes);
+    float2(*to)[kMaxOwn / 2] = is_channel_mix ? s.channel_shift : s.time_shift;
+    copy_async(&to[0][lane], l.vector(is_channel_mix ? DUETP_T_LN2_W : DUETP_T_LN1_W) + c);
+    copy_async(&to[1][lane], l.vector(is_channel_mix ? DUETP_T_LN2_B : DUETP_T_LN1_B) + c);
+    if (state)
+      copy_async(&to[2][lane], state + c);
+    else
+      to[2][lane] = {0, 0};
+#pragma unroll 1
+    for (uint32_t i = 0; i < n_mixes; ++i) copy_async(&to[3 + i][lane], l.vector(mix_tensor(first_mix + i)) + c);
+  }
+
+  // The norm of x and its mixes with the one before; `state` (if there is one) gets what the next token will mix with.
+  __device__ void shift_own(bool is_channel_mix, float* state) const {
+    const uint32_t begin = s.own.begin, n = s.own.end - begin, last = gridDim.x - 1;
+    const bool inside = 2 * lane < n;
+    const float2 x = inside ? *reinterpret_cast<const float2*>(s.x + 2 * lane) : float2{0, 0};
+    const float sum = lane_sum<32>(x.x + x.y), own_mean = sum * s.sizes[blockIdx.x].y;
+    const float2 d = inside ? float2{x.x - own_mean, x.y - own_mean} : float2{0, 0};
+    const float squares = lane_sum<32>(d.x * d.x + d.y * d.y);
+    uint64_t* sums = told.sums + (is_channel_mix ? 2 * gridDim.x : 0);
+    if (lane < 2) tell(sums + 2 * blockIdx.x + lane, lane == 0 ? sum : squares, step);
+
+    constexpr uint32_t kOfLane = kMaxBlocks / 32;
+    Told<2> t[kOfLane];
+    wait_for([&] {
+      bool all = true;
+#pragma unroll
+      for (uint32_t j = 0; j < kOfLane; ++j) t[j].look(sums + 2 * min(lane + 32 * j, last));
+#pragma unroll
+      for (uint32_t j = 0; j < kOfLane; ++j) all = all && t[j].is_of(step);
+      return all;
+    });
+    float total = 0, square = 0;
+#pragma unroll
+    for (uint32_t j = 0; j < kOfLane; ++j) total += lane + 32 * j <= last ? t[j][0] : 0.0f;
+    const float mean = lane_sum<32>(total) * p.reciprocal_of_C;
+#pragma unroll
+    for (uint32_t j = 0; j < kOfLane; ++j) {  // squares about the mean of all, from those about a block's
+      const float2 size = s.sizes[lane + 32 * j];
+      const float off = t[j][0] * size.y - mean;
+      square += lane + 32 * j <= last ? fmaf(size.x * off, off, t[j][1]) : 0.0f;
+    }
+    const float scale = rsqrtf(lane_sum<32>(square) * p.reciprocal_of_C + p.ln_eps);
+    if (!inside) return;
+
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    const float2(*vectors)[kMaxOwn / 2] = is_channel_mix ? s.channel_shift : s.time_shift;
+    const float2 w = vectors[0][lane], b = vectors[1][lane], before = vectors[2][lane];
+    const float2 y{(x.x - mean) * scale * w.x + b.x, (x.y - mean) * scale * w.y + b.y};
+    const uint32_t pair = begin / 2 + lane;
+    const auto mix = [&](uint32_t of, float2 m) { tell(told.mixes + of * (p.C / 2) + pair, float2{y.x + (before.x - y.x) * m.x, y.y + (before.y - y.y) * m.y}, step); };
+    if (is_channel_mix) {
+      mix(kMixChannel, vectors[3][lane]);
+    } else {
+#pragma unroll
+      for (uint32_t i = 0; i < kTimeMixes; ++i) mix(i, vectors[3 + i][lane]);
+    }
+    if (state) *reinterpret_cast<float2*>(state + 2 * pair) = y;
+  }
+  __device__ void shift(bool is_channel_mix, float* state) const {
+    if (warp == 0) shift_own(is_channel_mix, state);
+    workers_meet();  // now the mixes are about to come
   }
 
   __device__ void time_mix_products(const Layer& l) {
     const Products& products = l.products();
+    hear(told.mixes, products.n, products.inputs);
+    workers_meet();
     uint32_t taken = 0;
 #pragma unroll 1
     for (uint32_t i = 0; i < products.n; ++i) {
@@ -464,14 +497,39 @@ struct Worker {
     }
   }
 
-  // The second low-rank products of the head's channels by the tensor core: a warp has sixteen rows and a quarter of the inputs.
-  __device__ void low_products(const Layer& l) {
-    const uint32_t n_hidden = p.rank[0] + p.rank[1] + p.rank[2] + p.rank[3], missing = p.rank[0] + p.rank[1];
+  // What the head needs of step 3: the low-rank products' inputs, r, k and v
+  __device__ void hear_head(const Layer& l) {
+    const uint32_t n_hidden = p.rank[0] + p.rank[1] + p.rank[2] + p.rank[3], missing = p.rank[0] + p.rank[1], n = n_hidden + 3 * kHead;
+    const auto word = [&](uint32_t j) { return j < n_hidden ? told.low + j : told.rkv + (j - n_hidden) / kHead * p.C + blockIdx.x * kHead + (j - n_hidden) % kHead; };
+    const auto is_there = [&](uint32_t j) { return j < n && !(l.is_first && j >= missing && j < missing + p.rank[2]); };
+    if (warp == 0) warp_awaits(n / 32, step, [&](uint32_t i) { return word(is_there(32 * i + 31) ? 32 * i + 31 : n - 1); });
     workers_meet();  // all have read what the inputs were before
 #pragma unroll 1
-    for (uint32_t j = threadIdx.x; j < n_hidden; j += kWorkers)
-      if (!l.is_first || j < missing || j >= missing + p.rank[2]) reinterpret_cast<bf16*>(scratch)[j] = __float2bfloat16_rn(hear<1>(told.low + j, step)[0]);
+    for (uint32_t first = threadIdx.x; first < n; first += 2 * kWorkers) {
+      Told<1> t[2];
+      const auto for_both = [&](auto&& f) {
+#pragma unroll
+        for (uint32_t i = 0; i < 2; ++i)
+          if (const uint32_t j = first + i * kWorkers; is_there(j)) f(t[i], j);
+      };
+      wait_for([&] {
+        bool all = true;
+        for_both([&](Told<1>& of, uint32_t j) { of.look(word(j)); });
+        for_both([&](const Told<1>& of, uint32_t) { all = all && of.is_of(step); });
+        return all;
+      });
+      for_both([&](const Told<1>& of, uint32_t j) {
+        if (j < n_hidden)
+          reinterpret_cast<bf16*>(scratch)[j] = __float2bfloat16_rn(of[0]);
+        else
+          s.rkv[j - n_hidden] = of[0];
+      });
+    }
     workers_meet();
+  }
+
+  // The second low-rank products of the head's channels by the tensor core: a warp has sixteen rows and a quarter of the inputs.
+  __device__ void low_products(const Layer& l) {
     const uint32_t g = lane / 4, t = lane % 4, row = warp / 4 * 16, quarter = warp % 4;
     const uint4* hidden = input(0);
 #pragma unroll 1
@@ -509,22 +567,16 @@ struct Worker {
 
   // The head of this block's number. The first two warps have its channels, each warp four rows of S.
   __device__ void head(const Layer& l, float* state) {
-    const uint32_t C = p.C, i = threadIdx.x, channel = blockIdx.x * kHead + i;
-    float r = 0, k = 0, v = 0, v_first = 0;
-    if (i < kHead) {
-      if (!l.is_first) v_first = __ldcg(p.a.v_first + channel);
-      Told<1> heard[3];
-      wait_for([&] {
-#pragma unroll
-        for (int j = 0; j < 3; ++j) heard[j].look(told.rkv + j * C + channel);
-        return heard[0].is_of(step) && heard[1].is_of(step) && heard[2].is_of(step);
-      });
-      r = heard[0][0], k = heard[1][0], v = heard[2][0];
-    }
+    const uint32_t i = threadIdx.x, channel = blockIdx.x * kHead + i;
+    const float v_first = i < kHead && !l.is_first ? __ldcg(p.a.v_first + channel) : 0.0f;
+    hear_head(l);
     low_products(l);
     const float* weights = reinterpret_cast<const float*>(ring.take());
-    float ln_w = 0, ln_b = 0, bonus = 0;
+    float ln_w = 0, ln_b = 0, v = 0, bonus = 0;
     if (i < kHead) {
+      const float r = s.rkv[i];
+      float k = s.rkv[kHead + i];
+      v = s.rkv[2 * kHead + i];
       const auto weight = [&](HeadVector which) { return weights[which * kHead + i]; };
       const auto low = [&](uint32_t m) { return (s.low[m][0][i] + s.low[m][1][i]) + (s.low[m][2][i] + s.low[m][3][i]); };
       ln_w = weight(kLnW), ln_b = weight(kLnB);
@@ -536,7 +588,7 @@ struct Worker {
         p.a.v_first[channel] = v;
       float kk = k * weight(kKK);
       k *= 1.0f + (a - 1.0f) * weight(kKA);
-      s.r[i] = r, s.k[i] = k, s.v[i] = v, s.g[i] = low(3);
+      s.k[i] = k, s.v[i] = v, s.g[i] = low(3);
       const float2 sums = head_sum(kk * kk, r * k * weight(kRK), 0);
       kk /= fmaxf(sqrtf(sums.x), 1e-12f);
       s.minus_kk[i] = -kk, s.b[i] = kk * a;
@@ -553,7 +605,7 @@ struct Worker {
     }
     workers_meet();
     const auto keys = [&](const float* of) { return reinterpret_cast<const float2*>(of)[lane]; };
-    const float2 minus_kk = keys(s.minus_kk), b = keys(s.b), w = keys(s.decay), k2 = keys(s.k), r2 = keys(s.r);
+    const float2 minus_kk = keys(s.minus_kk), b = keys(s.b), w = keys(s.decay), k2 = keys(s.k), r2 = keys(s.rkv);
     float removed[4], y[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) removed[j] = S[j].x * minus_kk.x + S[j].y * minus_kk.y;
@@ -577,21 +629,25 @@ struct Worker {
     if (i >= kHead) return;
     const float own_y = s.y[i], mean = head_sum(own_y, 0, 1).x / kHead, centred = own_y - mean;
     const float scale = rsqrtf(head_sum(centred * centred, 0, 0).x / kHead + p.gn_eps);
-    tell(told.gated + channel, (centred * scale * ln_w + ln_b + bonus * v) * s.g[i], step);
+    const float gated = (centred * scale * ln_w + ln_b + bonus * v) * s.g[i], neighbour = __shfl_down_sync(~0u, gated, 1);
+    if (i % 2 == 0) tell(told.gated + channel / 2, float2{gated, neighbour}, step);
   }
 
   __device__ void output() {
-    const Columns gated = hear_columns(told.gated, p.C, step);
+    if (warp == 0) warp_awaits(p.n_head, step, [&](uint32_t h) { return told.gated + (h + 1) * (kHead / 2) - 1; });
     workers_meet();  // all have read what the inputs were before
-    to_inputs(scratch, p.C, gated);
+    hear(told.gated);
     workers_meet();
     uint32_t taken = 0;
-    rows(own.end - own.begin, input(0), taken, Use::add_to_x, told.x_output + own.begin, s.x);
+    rows(s.own.end - s.own.begin, input(0), taken, Use::add_to_x, nullptr, s.x);
+    workers_meet();
   }
 
   __device__ void channel_mix() {
-    const uint32_t n = inner.end - inner.begin, across = p.C / 8, abreast = kWorkers / across, group = threadIdx.x / across, at_once = rows_of_stage(p.C);
+    const uint32_t n = s.inner.end - s.inner.begin, across = p.C / 8, abreast = kWorkers / across, group = threadIdx.x / across, at_once = rows_of_stage(p.C);
     const auto tile = [&](uint32_t at) { return min(kTile, n - at); };
+    hear(told.mixes, 1, kMixChannel);
+    workers_meet();
     float sums[8] = {};
     uint32_t taken = 0, turn = 0;
 #pragma unroll 1
@@ -642,10 +698,11 @@ struct Worker {
 
   __device__ void add_parts(bool is_last_of_run) {
 #pragma unroll 1
-    for (uint32_t first = own.begin; first < own.end; first += 32) {
+    for (uint32_t first = s.own.begin; first < s.own.end; first += 32) {
       const uint32_t c = first + lane;
       float total = 0;
-      if (c < own.end)
+      warp_awaits((gridDim.x - warp + kWarps - 1) / kWarps, step, [&](uint32_t i) { return told.parts + static_cast<uint64_t>(warp + i * kWarps) * p.C + first; });
+      if (c < s.own.end)
 #pragma unroll 1
         for (uint32_t b = warp; b < gridDim.x; b += kMaxHeard * kWarps) {
           Told<1> t[kMaxHeard];
@@ -663,39 +720,36 @@ struct Worker {
         }
       s.columns[warp][lane] = total;
       workers_meet();
-      if (warp == 0 && c < own.end) {
-        float x = s.x[c - own.begin];
+      if (warp == 0 && c < s.own.end) {
+        float x = s.x[c - s.own.begin];
 #pragma unroll
         for (uint32_t i = 0; i < kWarps; ++i) x += s.columns[i][lane];
-        s.x[c - own.begin] = x;
-        tell(told.x_mixed + c, x, step);
+        s.x[c - s.own.begin] = x;
         if (is_last_of_run) p.a.x[c] = x;
       }
-      if (first + 32 < own.end) workers_meet();
+      if (first + 32 < s.own.end) workers_meet();
     }
   }
 
   __device__ void run() {
     const int32_t slot = p.a.slots[0];
-    const bool keeps = blockIdx.x == gridDim.x - 1 && slot >= 0;  // the token shifts' vectors
-    if (threadIdx.x < own.end - own.begin) s.x[threadIdx.x] = p.a.x[own.begin + threadIdx.x];
+    const auto att_x = [&](uint32_t i) { return state_of(p, p.first + i, slot); };
+    if (threadIdx.x < s.own.end - s.own.begin) s.x[threadIdx.x] = p.a.x[s.own.begin + threadIdx.x];
+    workers_meet();
+    fetch_shift(Layer(p, 0, s), false, att_x(0));
     for (uint32_t i = 0; i < p.n; ++i, ++step) {
       const Layer l(p, i, s);
-      float *att_x = state_of(p, p.first + i, slot), *S = att_x ? att_x + p.C : nullptr, *ffn_x = att_x ? S + static_cast<uint64_t>(p.C) * kHead : nullptr;
-#pragma unroll 1
-      for (const bool is_channel_mix : {false, true}) {
-        float *kept = told.kept, *state = is_channel_mix ? ffn_x : att_x;
-        shift(l, is_channel_mix, i == 0, state, keeps ? kept : nullptr);
-        if (is_channel_mix) {
-          channel_mix();
-          add_parts(i + 1 == p.n);
-        } else {
-          time_mix_products(l);
-          if (blockIdx.x < p.n_head) head(l, S);
-          output();
-        }
-        if (keeps) write_columns(state, p.C, read_columns(kept, p.C));  // every head is there, or every part: all blocks have read the one before
-      }
+      float *state = att_x(i), *S = state ? state + p.C : nullptr, *ffn_x = state ? S + static_cast<uint64_t>(p.C) * kHead : nullptr;
+      shift(false, state);
+      fetch_shift(l, true, ffn_x);
+      time_mix_products(l);
+      if (blockIdx.x < p.n_head) head(l, S);
+      output();
+      shift(true, ffn_x);
+      if (i + 1 < p.n) fetch_shift(Layer(p, i + 1, s), false, att_x(i + 1));
+      channel_mix();
+      add_parts(i + 1 == p.n);
+      __syncwarp();
     }
   }
 };
@@ -710,12 +764,17 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(__grid_constant__
     for (uint32_t i = 0; i < kStages; ++i) barrier_init(&s.full[i], 1), barrier_init(&s.empty[i], kWarps);
     for (uint64_t& r : s.ready) barrier_init(&r, kWarps);
     for (const bool first : {true, false}) divide_products(p, first, s.products[first ? 0 : 1]);
+    s.own = {columns_before(p.C, blockIdx.x), columns_before(p.C, blockIdx.x + 1)}, s.inner = share(p.F);
     barriers_are_made();
+  }
+  if (threadIdx.x < kMaxBlocks) {
+    const uint32_t b = min(threadIdx.x, gridDim.x - 1), n = columns_before(p.C, b + 1) - columns_before(p.C, b);
+    s.sizes[threadIdx.x] = {static_cast<float>(n), n > 0 ? 1.0f / n : 0.0f};
   }
   __syncthreads();
   Ring ring{memory, s};
   if (threadIdx.x >= kWorkers) {
-    if (threadIdx.x == kWorkers) copy_layers(p, ring);
+    if (threadIdx.x == kWorkers) Copier{p, ring}.run();
     return;
   }
   const ResidentScratch& told = p.a.scratch;
@@ -734,7 +793,7 @@ bool resident_takes(const duetp_layer& l) {
   const duetp_shape& s = l.shape;
   const uint32_t blocks = multiprocessors(), C = s.n_embd;
   if (duet_gpu::device_attribute(cudaDevAttrComputeCapabilityMajor, 0) < 9 || duet_gpu::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, 0) < static_cast<int>(shared_bytes(C))) return false;
-  if (l.weights != DUET_BF16 || s.head_size != kHead || C > kMaxWidth || s.n_head > blocks || (C + blocks - 1) / blocks > kMaxOwn || (s.n_ffn + blocks - 1) / blocks > kMaxSlice || s.n_layer > kMaxLayers) return false;
+  if (l.weights != DUET_BF16 || s.head_size != kHead || C > kMaxWidth || blocks > kMaxBlocks || s.n_head > blocks || (C / 2 + blocks - 1) / blocks * 2 > kMaxOwn || (s.n_ffn + blocks - 1) / blocks > kMaxSlice || s.n_layer > kMaxLayers) return false;
   const uint32_t rank[4] = {s.rank_w, s.rank_a, s.rank_v, s.rank_g};
   uint32_t ranks = 0;
   for (uint32_t i = 0; i < 4; ++i) {
@@ -746,10 +805,11 @@ bool resident_takes(const duetp_layer& l) {
     uint32_t n = 0;
     for (uint32_t q = 0; q < kProducts; ++q) n += product_rows(q, C, rank, first);
     for (uint32_t b = 0; b < blocks; ++b) {
+      const auto before = [&](uint32_t block) { return rows_before(block, blocks, n, C, s.n_head, head_bytes(rank, first)); };
       uint32_t at = 0, products = 0;
       for (uint32_t q = 0; q < kProducts; ++q) {
         const uint32_t rows = product_rows(q, C, rank, first);
-        if (std::max(at, n * b / blocks) < std::min(at + rows, n * (b + 1) / blocks)) ++products;
+        if (std::max(at, before(b)) < std::min(at + rows, before(b + 1))) ++products;
         at += rows;
       }
       if (products > kMaxInputs) return false;
@@ -759,7 +819,7 @@ bool resident_takes(const duetp_layer& l) {
 }
 
 uint64_t resident_scratch_bytes(const duetp_shape& s) {
-  const uint64_t words = 7ull * s.n_embd + s.rank_w + s.rank_a + s.rank_v + s.rank_g + static_cast<uint64_t>(multiprocessors()) * s.n_embd;
+  const uint64_t words = 7ull * s.n_embd + s.rank_w + s.rank_a + s.rank_v + s.rank_g + static_cast<uint64_t>(multiprocessors()) * (4 + s.n_embd);
   return (words + 1) * sizeof(uint64_t);
 }
 
@@ -768,12 +828,11 @@ ResidentScratch lay_out_resident(void* memory, const duetp_shape& s) {
   uint64_t* at = static_cast<uint64_t*>(memory);
   const auto next = [&](uint64_t words) { return std::exchange(at, at + words); };
   r.rkv = next(3 * s.n_embd);
-  r.gated = next(s.n_embd);
-  r.x_output = next(s.n_embd);
-  r.x_mixed = next(s.n_embd);
+  r.sums = next(4 * static_cast<uint64_t>(multiprocessors()));
+  r.mixes = next(kMixes * (s.n_embd / 2));
+  r.gated = next(s.n_embd / 2);
   r.parts = next(static_cast<uint64_t>(multiprocessors()) * s.n_embd);
   r.low = next(s.rank_w + s.rank_a + s.rank_v + s.rank_g);
-  r.kept = reinterpret_cast<float*>(next((s.n_embd + 1) / 2));
   r.steps = reinterpret_cast<uint32_t*>(at);
   return r;
 }
@@ -794,7 +853,7 @@ Error resident_layers(const Resident& a, duet_gpu::Stream stream) {
   }
   p.first = a.first, p.n = a.n, p.C = s.n_embd, p.F = s.n_ffn, p.n_head = s.n_head;
   p.rank[0] = s.rank_w, p.rank[1] = s.rank_a, p.rank[2] = s.rank_v, p.rank[3] = s.rank_g;
-  p.ln_eps = s.ln_eps, p.gn_eps = s.gn_eps;
+  p.ln_eps = s.ln_eps, p.gn_eps = s.gn_eps, p.reciprocal_of_C = 1.0f / s.n_embd;
   p.a = a;
   const uint32_t shared = shared_bytes(s.n_embd);
   if (const Error e = cudaFuncSetAttribute(resident_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)); e != cudaSuccess) return e;

@@ -9,15 +9,15 @@ namespace duet_cuda {
 // Whether the current device has what it takes (sm_90 or newer, and the shared memory), and the model's sizes fit.
 bool resident_takes(const duetp_layer& any_layer);
 
-// What the blocks tell each other: f32 numbers, each in a word with the step that it belongs to. Device memory, zero at first,
+// What the blocks tell each other: an f32 number or two of bf16 in a word with the step that they belong to. Device memory, zero at first,
 // then this kernel's alone: it goes on where the last run ended.
 struct ResidentScratch {
   uint64_t* rkv;       // [3, C]
   uint64_t* low;       // [sum of the ranks]
-  uint64_t* gated;     // [C]
-  uint64_t *x_output, *x_mixed;  // [C]: x after time mix, after channel mix
+  uint64_t* sums;      // [2, blocks, 2]: of x and of its squares, for time mix and for channel mix
+  uint64_t* mixes;     // [7, C / 2]: what token shifts make, two of bf16 in a word
+  uint64_t* gated;     // [C / 2]: output's inputs, in the same way
   uint64_t* parts;     // [blocks, C]
-  float* kept;         // [C]: a block's own
   uint32_t* steps;     // [2]: how many have been, and which blocks have ended
 };
 uint64_t resident_scratch_bytes(const duetp_shape& shape);
