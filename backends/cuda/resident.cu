@@ -52,6 +52,7 @@ struct Plan {
   const char* layer[kMaxLayers];
   uint32_t offset[2][DUETP_T_COUNT];  // of tensors in a layer's memory: of layer 0, of the others
   uint32_t first, n, C, F, n_head, rank[4];  // ranks: w, a, v, g, in the order of DUETP_T_W1
+  uint32_t at_once, low_at_once[4], abreast;  // rows of C inputs in a stage, of low-rank inputs; rows of value at which the threads work, 8 columns each
   float ln_eps, gn_eps, reciprocal_of_C;
   Resident a;
 };
@@ -108,9 +109,9 @@ __device__ void divide_products(const Plan& p, bool first_layer, Products& out) 
     at += rows;
   }
 }
-__device__ __forceinline__ uint32_t rows_of_stage(uint32_t n_in) { return kStageBytes / (2 * n_in); }
+inline uint32_t rows_of_stage(uint32_t n_in) { return kStageBytes / (2 * n_in); }
 // Of the second low-rank matrices, which tensor cores take sixteen rows at a time of
-__device__ __forceinline__ uint32_t low_rows_of_stage(uint32_t rank) { return min(kHead, rows_of_stage(rank) & ~15u); }
+inline uint32_t low_rows_of_stage(uint32_t rank) { return rank == 0 ? 0 : std::min(kHead, rows_of_stage(rank) & ~15u); }
 
 // ---- the ring ----
 
@@ -199,9 +200,8 @@ __device__ __forceinline__ uint32_t nonzero(const float* u, uint32_t n) {
   return mask;
 }
 
-__device__ __noinline__ Place copy_values(char* data, Shared* s, Place at, const bf16* value, uint32_t mask, uint32_t C) {
+__device__ __noinline__ Place copy_values(char* data, Shared* s, Place at, const bf16* value, uint32_t mask, uint32_t C, uint32_t at_once) {
   Ring ring{data, *s, at.stage, at.parity};
-  const uint32_t at_once = rows_of_stage(C);
 #pragma unroll 1
   while (mask != 0) {
     const uint32_t n = min(at_once, static_cast<uint32_t>(__popc(mask)));
@@ -233,7 +233,7 @@ struct Copier {
     const uint32_t head = blockIdx.x;
 #pragma unroll 1
     for (uint32_t m = 0; m < 4; ++m)
-      if (m != 2 || !l.is_first) rows(l.matrix(DUETP_T_W2 + m) + static_cast<uint64_t>(head) * kHead * p.rank[m], kHead, p.rank[m], low_rows_of_stage(p.rank[m]));
+      if (m != 2 || !l.is_first) rows(l.matrix(DUETP_T_W2 + m) + static_cast<uint64_t>(head) * kHead * p.rank[m], kHead, p.rank[m], p.low_at_once[m]);
     ring.open((kHeadVectors - l.is_first) * kHead * 4);
 #pragma unroll 1
     for (uint32_t i = 0; i < kHeadVectors; ++i)
@@ -256,21 +256,21 @@ struct Copier {
 #pragma unroll 1
       for (uint32_t j = 0; j < l.products().n; ++j) {
         const auto& q = l.products().of[j];
-        rows(l.matrix(matrix_of(q.product)) + static_cast<uint64_t>(q.begin) * C, q.end - q.begin, C, rows_of_stage(C));
+        rows(l.matrix(matrix_of(q.product)) + static_cast<uint64_t>(q.begin) * C, q.end - q.begin, C, p.at_once);
       }
       if (blockIdx.x < p.n_head) head(l, att_x ? att_x + C : nullptr);
       const Share own = ring.s.own, inner = ring.s.inner;
-      rows(l.matrix(DUETP_T_OUTPUT) + static_cast<uint64_t>(own.begin) * C, own.end - own.begin, C, rows_of_stage(C));
+      rows(l.matrix(DUETP_T_OUTPUT) + static_cast<uint64_t>(own.begin) * C, own.end - own.begin, C, p.at_once);
       const uint32_t n = inner.end - inner.begin;
       const bf16 *key = l.matrix(DUETP_T_FFN_KEY) + static_cast<uint64_t>(inner.begin) * C, *value = l.matrix(DUETP_T_FFN_VALUE) + static_cast<uint64_t>(inner.begin) * C;
 #pragma unroll 1
       for (uint32_t at = 0; at < n + kTile; at += kTile) {  // value is a tile behind key
-        if (at < n) rows(key + static_cast<uint64_t>(at) * C, min(kTile, n - at), C, rows_of_stage(C));
+        if (at < n) rows(key + static_cast<uint64_t>(at) * C, min(kTile, n - at), C, p.at_once);
         if (at < kTile) continue;
         const uint32_t before = at - kTile;
         wait_for([&] { return barrier_passed_soon(&ring.s.ready[tiles % 2], tiles / 2 % 2); });
         ++tiles;
-        move_to(copy_values(ring.data, &ring.s, {ring.stage, ring.parity}, value + static_cast<uint64_t>(before) * C, nonzero(ring.s.u + before, min(kTile, n - before)), C));
+        move_to(copy_values(ring.data, &ring.s, {ring.stage, ring.parity}, value + static_cast<uint64_t>(before) * C, nonzero(ring.s.u + before, min(kTile, n - before)), C, p.at_once));
       }
     }
   }
@@ -358,10 +358,10 @@ struct Worker {
 
   // Rows of a matrix in the ring times x in shared memory, a row a warp. `taken` counts rows, so that they go round.
   __device__ void rows(uint32_t n_rows, const uint4* x, uint32_t& taken, Use use, uint64_t* told, float* kept = nullptr) {
-    const uint32_t n = p.C / 8, at_once = rows_of_stage(p.C);
+    const uint32_t n = p.C / 8;
 #pragma unroll 1
-    for (uint32_t first = 0; first < n_rows; first += at_once) {
-      const uint32_t here = min(at_once, n_rows - first);
+    for (uint32_t first = 0; first < n_rows; first += p.at_once) {
+      const uint32_t here = min(p.at_once, n_rows - first);
       const uint4* w = ring.take();
 #pragma unroll 1
       for (uint32_t i = (warp - taken) % kWarps; i < here; i += kWarps) {
@@ -534,7 +534,7 @@ struct Worker {
     const uint4* hidden = input(0);
 #pragma unroll 1
     for (uint32_t m = 0; m < 4; ++m) {
-      const uint32_t n = p.rank[m] / 8, at_once = low_rows_of_stage(p.rank[m]);
+      const uint32_t n = p.rank[m] / 8, at_once = p.low_at_once[m];
       if (m != 2 || !l.is_first)
 #pragma unroll 1
         for (uint32_t first = 0; first < kHead; first += at_once) {
@@ -644,7 +644,7 @@ struct Worker {
   }
 
   __device__ void channel_mix() {
-    const uint32_t n = s.inner.end - s.inner.begin, across = p.C / 8, abreast = kWorkers / across, group = threadIdx.x / across, at_once = rows_of_stage(p.C);
+    const uint32_t n = s.inner.end - s.inner.begin, across = p.C / 8, group = threadIdx.x / across;
     const auto tile = [&](uint32_t at) { return min(kTile, n - at); };
     hear(told.mixes, 1, kMixChannel);
     workers_meet();
@@ -661,12 +661,12 @@ struct Worker {
       const uint32_t before_at = at - kTile, of = tiles + before_at / kTile;
       wait_for([&] { return barrier_passed_soon(&s.ready[of % 2], of / 2 % 2); });
       for (uint32_t mask = __ballot_sync(~0u, lane < tile(before_at) && s.u[before_at + lane % kTile] != 0); mask != 0;) {
-        const uint32_t here = min(at_once, static_cast<uint32_t>(__popc(mask)));
+        const uint32_t here = min(p.at_once, static_cast<uint32_t>(__popc(mask)));
         const uint4* rows_of_value = ring.take();
 #pragma unroll 2
         for (uint32_t i = 0; i < here; ++i, mask &= mask - 1) {
           const bool is_mine = turn == group;
-          if (++turn == abreast) turn = 0;
+          if (++turn == p.abreast) turn = 0;
           if (!is_mine) continue;
           const float u = s.u[before_at + __ffs(mask) - 1];
           const uint4 v = rows_of_value[i * across + threadIdx.x - group * across];
@@ -682,7 +682,7 @@ struct Worker {
     // every warp's last u came after its last row: nobody reads the inputs any more once all are here
     float* of_groups = reinterpret_cast<float*>(scratch);  // [abreast, C]
     workers_meet();
-    if (group < abreast) {
+    if (group < p.abreast) {
       float4* to = reinterpret_cast<float4*>(of_groups + group * p.C + 8 * (threadIdx.x - group * across));
       to[0] = {sums[0], sums[1], sums[2], sums[3]}, to[1] = {sums[4], sums[5], sums[6], sums[7]};
     }
@@ -691,7 +691,7 @@ struct Worker {
     for (uint32_t c = threadIdx.x; c < p.C; c += kWorkers) {
       float sum = of_groups[c];
 #pragma unroll 1
-      for (uint32_t g = 1; g < abreast; ++g) sum += of_groups[g * p.C + c];
+      for (uint32_t g = 1; g < p.abreast; ++g) sum += of_groups[g * p.C + c];
       tell(told.parts + static_cast<uint64_t>(blockIdx.x) * p.C + c, sum, step);
     }
   }
@@ -853,6 +853,8 @@ Error resident_layers(const Resident& a, duet_gpu::Stream stream) {
   }
   p.first = a.first, p.n = a.n, p.C = s.n_embd, p.F = s.n_ffn, p.n_head = s.n_head;
   p.rank[0] = s.rank_w, p.rank[1] = s.rank_a, p.rank[2] = s.rank_v, p.rank[3] = s.rank_g;
+  p.at_once = rows_of_stage(s.n_embd), p.abreast = kWorkers / (s.n_embd / 8);
+  for (uint32_t i = 0; i < 4; ++i) p.low_at_once[i] = low_rows_of_stage(p.rank[i]);
   p.ln_eps = s.ln_eps, p.gn_eps = s.gn_eps, p.reciprocal_of_C = 1.0f / s.n_embd;
   p.a = a;
   const uint32_t shared = shared_bytes(s.n_embd);
