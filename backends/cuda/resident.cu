@@ -32,16 +32,17 @@ using duet_gpu::bf16;
 using duet_gpu::Error;
 
 constexpr uint32_t kWarps = 16, kWorkers = 32 * kWarps, kThreads = kWorkers + 32;
-constexpr uint32_t kStages = 11, kStageBytes = 16 << 10;
-constexpr uint32_t kUnderWay = 4;             // stages whose copies have not ended
+constexpr uint32_t kStages = 12, kStageBytes = 16 << 10;
+constexpr uint32_t kUnderWay = 4, kUnderWayMeanwhile = 1;  // stages whose copies have not ended; while blocks wait for each other
 constexpr uint32_t kFours = 2;                // of inputs, of a thread
 constexpr uint32_t kMaxWidth = 4 * kFours * kWorkers;
 constexpr uint32_t kMaxBlocks = 160;
 constexpr uint32_t kMaxLayers = 128;
 constexpr uint32_t kHead = 64;                // elements
-constexpr uint32_t kMaxInputs = 4;            // different inputs of a block's rows in step 3
+constexpr uint32_t kMaxInputs = 2;            // of a block's rows in step 3
+constexpr uint32_t kMaxSections = 4;          // products that they belong to
 constexpr uint32_t kTile = 16;                // rows of key between which rows of value are fetched
-constexpr uint32_t kMaxSlice = 1024;          // rows of key of a block
+constexpr uint32_t kMaxSlice = 256;           // rows of key of a block
 constexpr uint32_t kMaxOwn = 64;              // columns of x of a block, a pair a lane
 constexpr uint32_t kMaxHeard = 9;             // blocks' parts that a thread waits for at a time
 constexpr uint32_t kPatience = 1u << 26;      // looks at what should come before the kernel gives up: rather a fault than a hang
@@ -67,14 +68,14 @@ __device__ __forceinline__ uint32_t columns_before(uint32_t C, uint32_t block) {
 // The inputs that a token shift makes, and the products of step 3, one after another
 enum Mix : uint32_t { kMixR, kMixW, kMixK, kMixV, kMixA, kMixG, kTimeMixes, kMixChannel = kTimeMixes, kMixes };
 __device__ __forceinline__ uint32_t mix_tensor(uint32_t mix) { return mix == kMixChannel ? DUETP_T_FFN_X_K : DUETP_T_X_R + mix; }
-constexpr uint32_t kProducts = 7;  // r, k, v and the low-rank w, a, v, g
+enum ProductOf : uint32_t { kR, kK, kV, kLowV, kLowW, kLowA, kLowG, kProducts };  // v's together: they have one input
+__host__ __device__ __forceinline__ uint32_t low_of(uint32_t product) { return product == kLowV ? 2 : product == kLowG ? 3 : product - kLowW; }  // in the order of DUETP_T_W1
 __host__ __device__ __forceinline__ uint32_t product_rows(uint32_t product, uint32_t C, const uint32_t (&rank)[4], bool first_layer) {
-  return product < 3 ? C : product == 5 && first_layer ? 0 : rank[product - 3];
+  return product <= kV ? C : product == kLowV && first_layer ? 0 : rank[low_of(product)];
 }
-__device__ __forceinline__ uint32_t matrix_of(uint32_t product) { return product < 3 ? DUETP_T_RECEPTANCE + product : DUETP_T_W1 + product - 3; }
-__device__ __forceinline__ uint32_t mix_of(uint32_t product) {
-  constexpr uint32_t kMix[kProducts] = {kMixR, kMixK, kMixV, kMixW, kMixA, kMixV, kMixG};
-  return kMix[product];
+__device__ __forceinline__ uint32_t matrix_of(uint32_t product) { return product <= kV ? DUETP_T_RECEPTANCE + product : DUETP_T_W1 + low_of(product); }
+__host__ __device__ __forceinline__ uint32_t mix_of(uint32_t product) {
+  return product == kR ? kMixR : product == kK ? kMixK : product <= kLowV ? kMixV : product == kLowW ? kMixW : product == kLowA ? kMixA : kMixG;
 }
 // A head's vectors in the order in which they come through the ring, kHead elements each
 enum HeadVector : uint32_t { kW0, kA0, kV0, kKK, kKA, kRK, kLnW, kLnB, kHeadVectors };
@@ -89,26 +90,30 @@ __host__ __device__ __forceinline__ uint32_t rows_before(uint32_t block, uint32_
 }
 // The rows of products that are a block's
 struct Products {
-  uint32_t n, inputs;  // their inputs' numbers, a byte each
+  uint32_t n, n_inputs, inputs;  // inputs: which of Mix, a byte each
   struct {
-    uint32_t product, begin, end;
-  } of[kMaxInputs];
+    uint32_t product, input, begin, end;
+  } of[kMaxSections];
 };
-__device__ void divide_products(const Plan& p, bool first_layer, Products& out) {
+// False if they are more than there is room for
+__host__ __device__ inline bool divide_products(uint32_t C, const uint32_t (&rank)[4], uint32_t n_head, bool first_layer, uint32_t block, uint32_t blocks, Products& out) {
   uint32_t n = 0, at = 0;
-  for (uint32_t q = 0; q < kProducts; ++q) n += product_rows(q, p.C, p.rank, first_layer);
-  const uint32_t bytes = head_bytes(p.rank, first_layer);
-  const Share mine{rows_before(blockIdx.x, gridDim.x, n, p.C, p.n_head, bytes), rows_before(blockIdx.x + 1, gridDim.x, n, p.C, p.n_head, bytes)};
-  out.n = out.inputs = 0;
+  for (uint32_t q = 0; q < kProducts; ++q) n += product_rows(q, C, rank, first_layer);
+  const uint32_t bytes = head_bytes(rank, first_layer);
+  const Share mine{rows_before(block, blocks, n, C, n_head, bytes), rows_before(block + 1, blocks, n, C, n_head, bytes)};
+  out.n = out.n_inputs = out.inputs = 0;
   for (uint32_t q = 0; q < kProducts; ++q) {
-    const uint32_t rows = product_rows(q, p.C, p.rank, first_layer), begin = max(at, mine.begin), end = min(at + rows, mine.end);
-    if (begin < end) {
-      out.inputs |= mix_of(q) << 8 * out.n;
-      out.of[out.n++] = {q, begin - at, end - at};
-    }
+    const uint32_t rows = product_rows(q, C, rank, first_layer), begin = mine.begin > at ? mine.begin - at : 0, end = mine.end > at ? (mine.end - at < rows ? mine.end - at : rows) : 0;
     at += rows;
+    if (begin >= end) continue;
+    const bool has_input = out.n > 0 && mix_of(out.of[out.n - 1].product) == mix_of(q);
+    if (out.n == kMaxSections || (!has_input && out.n_inputs == kMaxInputs)) return false;
+    if (!has_input) out.inputs |= mix_of(q) << 8 * out.n_inputs++;
+    out.of[out.n++] = {q, out.n_inputs - 1, begin, end};
   }
+  return true;
 }
+
 inline uint32_t rows_of_stage(uint32_t n_in) { return kStageBytes / (2 * n_in); }
 // Of the second low-rank matrices, which tensor cores take sixteen rows at a time of
 inline uint32_t low_rows_of_stage(uint32_t rank) { return rank == 0 ? 0 : std::min(kHead, rows_of_stage(rank) & ~15u); }
@@ -117,16 +122,16 @@ inline uint32_t low_rows_of_stage(uint32_t rank) { return rank == 0 ? 0 : std::m
 
 struct Shared {
   uint64_t full[kStages], empty[kStages], ready[2];  // ready: u of a tile
+  volatile uint32_t is_waiting;  // this block for others
   float sums[4][kWarps];
   float u[kMaxSlice];
   float low[4][4][kHead];  // second low-rank products: a quarter of the inputs each
-  float rkv[3 * kHead], decay[kHead], k[kHead], v[kHead], minus_kk[kHead], b[kHead], g[kHead], y[kHead];
+  alignas(16) float rkv[3 * kHead], decay[kHead], k[kHead], v[kHead], minus_kk[kHead], b[kHead], g[kHead], y[kHead];
   float x[kMaxOwn];
   float2 time_shift[3 + kTimeMixes][kMaxOwn / 2], channel_shift[4][kMaxOwn / 2];  // weight and bias of the norm, the vector before, the mixes: the block's columns
   float columns[kWarps][32];
   Products products[2];  // of layer 0, of the others
   Share own, inner;      // this block's columns of x, rows of key
-  float2 sizes[kMaxBlocks];  // how many columns each block has, and the reciprocal
 };
 
 struct Layer {
@@ -156,7 +161,7 @@ struct Ring {
   }
   // The copying thread's: room for a stage of so many bytes
   __device__ void open(uint32_t bytes) {
-    const uint32_t before = stage >= kUnderWay ? stage - kUnderWay : stage + kStages - kUnderWay;
+    const uint32_t under_way = s.is_waiting ? kUnderWayMeanwhile : kUnderWay, before = stage >= under_way ? stage - under_way : stage + kStages - under_way;
     wait_for([&] { return barrier_passed_soon(&s.full[before], before > stage ? parity ^ 1 : parity); });
     wait_for([&] { return barrier_passed_soon(&s.empty[stage], parity ^ 1); });
     barrier_expect(&s.full[stage], bytes);
@@ -294,6 +299,11 @@ __device__ __forceinline__ float lane_sum(float x) {
   for (int d = kLanes / 2; d > 0; d /= 2) x += __shfl_xor_sync(~0u, x, d);
   return x;
 }
+__device__ __forceinline__ float2 lane_sums(float2 x) {
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2) x = {x.x + __shfl_xor_sync(~0u, x.x, d), x.y + __shfl_xor_sync(~0u, x.y, d)};
+  return x;
+}
 __device__ __noinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 __device__ __forceinline__ void copy_async(float2* to, const float* from) {
@@ -353,7 +363,11 @@ struct Worker {
   const ResidentScratch& told = p.a.scratch;
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   uint32_t tiles = 0;
+  float reference;  // the mean before
 
+  __device__ void is_waiting(bool is) const {
+    if (threadIdx.x == 0) s.is_waiting = is;
+  }
   __device__ uint4* input(uint32_t i) const { return reinterpret_cast<uint4*>(scratch) + i * (p.C / 8); }
 
   // Rows of a matrix in the ring times x in shared memory, a row a warp. `taken` counts rows, so that they go round.
@@ -429,16 +443,15 @@ struct Worker {
     for (uint32_t i = 0; i < n_mixes; ++i) copy_async(&to[3 + i][lane], l.vector(mix_tensor(first_mix + i)) + c);
   }
 
-  // The norm of x and its mixes with the one before; `state` (if there is one) gets what the next token will mix with.
-  __device__ void shift_own(bool is_channel_mix, float* state) const {
+  // The norm of x, by the sums of how far its elements are from the mean before, and its mixes with the vector before; `state` (if there is one) gets what the next token will mix with.
+  __device__ void shift_own(bool is_channel_mix, float* state) {
     const uint32_t begin = s.own.begin, n = s.own.end - begin, last = gridDim.x - 1;
     const bool inside = 2 * lane < n;
     const float2 x = inside ? *reinterpret_cast<const float2*>(s.x + 2 * lane) : float2{0, 0};
-    const float sum = lane_sum<32>(x.x + x.y), own_mean = sum * s.sizes[blockIdx.x].y;
-    const float2 d = inside ? float2{x.x - own_mean, x.y - own_mean} : float2{0, 0};
-    const float squares = lane_sum<32>(d.x * d.x + d.y * d.y);
+    const float2 d = inside ? float2{x.x - reference, x.y - reference} : float2{0, 0};
+    const float2 own = lane_sums({d.x + d.y, d.x * d.x + d.y * d.y});
     uint64_t* sums = told.sums + (is_channel_mix ? 2 * gridDim.x : 0);
-    if (lane < 2) tell(sums + 2 * blockIdx.x + lane, lane == 0 ? sum : squares, step);
+    if (lane < 2) tell(sums + 2 * blockIdx.x + lane, lane == 0 ? own.x : own.y, step);
 
     constexpr uint32_t kOfLane = kMaxBlocks / 32;
     Told<2> t[kOfLane];
@@ -450,17 +463,13 @@ struct Worker {
       for (uint32_t j = 0; j < kOfLane; ++j) all = all && t[j].is_of(step);
       return all;
     });
-    float total = 0, square = 0;
+    float2 total{0, 0};
 #pragma unroll
-    for (uint32_t j = 0; j < kOfLane; ++j) total += lane + 32 * j <= last ? t[j][0] : 0.0f;
-    const float mean = lane_sum<32>(total) * p.reciprocal_of_C;
-#pragma unroll
-    for (uint32_t j = 0; j < kOfLane; ++j) {  // squares about the mean of all, from those about a block's
-      const float2 size = s.sizes[lane + 32 * j];
-      const float off = t[j][0] * size.y - mean;
-      square += lane + 32 * j <= last ? fmaf(size.x * off, off, t[j][1]) : 0.0f;
-    }
-    const float scale = rsqrtf(lane_sum<32>(square) * p.reciprocal_of_C + p.ln_eps);
+    for (uint32_t j = 0; j < kOfLane; ++j)
+      if (lane + 32 * j <= last) total.x += t[j][0], total.y += t[j][1];
+    total = lane_sums(total);
+    const float off = total.x * p.reciprocal_of_C, mean = reference + off, scale = rsqrtf(fmaxf(fmaf(-off, off, total.y * p.reciprocal_of_C), 0.0f) + p.ln_eps);
+    reference = mean;
     if (!inside) return;
 
     asm volatile("cp.async.wait_all;" ::: "memory");
@@ -477,24 +486,26 @@ struct Worker {
     }
     if (state) *reinterpret_cast<float2*>(state + 2 * pair) = y;
   }
-  __device__ void shift(bool is_channel_mix, float* state) const {
+  __device__ void shift(bool is_channel_mix, float* state) {
     if (warp == 0) shift_own(is_channel_mix, state);
     workers_meet();  // now the mixes are about to come
   }
 
   __device__ void time_mix_products(const Layer& l) {
     const Products& products = l.products();
-    hear(told.mixes, products.n, products.inputs);
+    hear(told.mixes, products.n_inputs, products.inputs);
     workers_meet();
+    is_waiting(false);
     uint32_t taken = 0;
 #pragma unroll 1
     for (uint32_t i = 0; i < products.n; ++i) {
       const uint32_t q = products.of[i].product, begin = products.of[i].begin;
-      uint64_t* to = q < 3 ? told.rkv + q * p.C : told.low;
+      uint64_t* to = q <= kV ? told.rkv + q * p.C : told.low;
 #pragma unroll 1
-      for (uint32_t j = 3; j < q; ++j) to += p.rank[j - 3];
-      rows(products.of[i].end - begin, input(i), taken, q == 3 ? Use::tell_tanh : q == 6 ? Use::tell_sigmoid : Use::tell, to + begin);
+      for (uint32_t j = 0; q > kV && j < low_of(q); ++j) to += p.rank[j];
+      rows(products.of[i].end - begin, input(products.of[i].input), taken, q == kLowW ? Use::tell_tanh : q == kLowG ? Use::tell_sigmoid : Use::tell, to + begin);
     }
+    is_waiting(true);
   }
 
   // What the head needs of step 3: the low-rank products' inputs, r, k and v
@@ -638,8 +649,10 @@ struct Worker {
     workers_meet();  // all have read what the inputs were before
     hear(told.gated);
     workers_meet();
+    is_waiting(false);
     uint32_t taken = 0;
     rows(s.own.end - s.own.begin, input(0), taken, Use::add_to_x, nullptr, s.x);
+    is_waiting(true);
     workers_meet();
   }
 
@@ -648,6 +661,7 @@ struct Worker {
     const auto tile = [&](uint32_t at) { return min(kTile, n - at); };
     hear(told.mixes, 1, kMixChannel);
     workers_meet();
+    is_waiting(false);
     float sums[8] = {};
     uint32_t taken = 0, turn = 0;
 #pragma unroll 1
@@ -678,6 +692,7 @@ struct Worker {
       }
     }
     tiles += (n + kTile - 1) / kTile;
+    is_waiting(true);
 
     // every warp's last u came after its last row: nobody reads the inputs any more once all are here
     float* of_groups = reinterpret_cast<float*>(scratch);  // [abreast, C]
@@ -697,26 +712,27 @@ struct Worker {
   }
 
   __device__ void add_parts(bool is_last_of_run) {
+    const uint32_t own_end = s.own.end;
 #pragma unroll 1
-    for (uint32_t first = s.own.begin; first < s.own.end; first += 32) {
+    for (uint32_t first = s.own.begin; first < own_end; first += 32) {
       const uint32_t c = first + lane;
       float total = 0;
-      warp_awaits((gridDim.x - warp + kWarps - 1) / kWarps, step, [&](uint32_t i) { return told.parts + static_cast<uint64_t>(warp + i * kWarps) * p.C + first; });
-      if (c < s.own.end)
+      warp_awaits(1, step, [&](uint32_t) { return told.parts + static_cast<uint64_t>(warp) * p.C + first; });
+      if (c < own_end)
 #pragma unroll 1
         for (uint32_t b = warp; b < gridDim.x; b += kMaxHeard * kWarps) {
           Told<1> t[kMaxHeard];
+#pragma unroll
+          for (uint32_t j = 0; j < kMaxHeard; ++j) t[j].word[0] = static_cast<uint64_t>(~step) << 32;
           wait_for([&] {
             bool all = true;
 #pragma unroll
             for (uint32_t j = 0; j < kMaxHeard; ++j)
-              if (const uint32_t of = b + j * kWarps; of < gridDim.x) t[j].look(told.parts + static_cast<uint64_t>(of) * p.C + c);
-#pragma unroll
-            for (uint32_t j = 0; j < kMaxHeard; ++j) all = all && (b + j * kWarps >= gridDim.x || t[j].is_of(step));
+              if (const uint32_t of = b + j * kWarps; of < gridDim.x && !t[j].is_of(step)) t[j].look(told.parts + static_cast<uint64_t>(of) * p.C + c), all = false;
             return all;
           });
 #pragma unroll
-          for (uint32_t j = 0; j < kMaxHeard; ++j) total += b + j * kWarps < gridDim.x ? t[j][0] : 0;
+          for (uint32_t j = 0; j < kMaxHeard; ++j) total += t[j][0];  // 0 of blocks that are not
         }
       s.columns[warp][lane] = total;
       workers_meet();
@@ -734,6 +750,7 @@ struct Worker {
   __device__ void run() {
     const int32_t slot = p.a.slots[0];
     const auto att_x = [&](uint32_t i) { return state_of(p, p.first + i, slot); };
+    reference = p.a.x[0];
     if (threadIdx.x < s.own.end - s.own.begin) s.x[threadIdx.x] = p.a.x[s.own.begin + threadIdx.x];
     workers_meet();
     fetch_shift(Layer(p, 0, s), false, att_x(0));
@@ -763,13 +780,10 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(__grid_constant__
   if (threadIdx.x == 0) {
     for (uint32_t i = 0; i < kStages; ++i) barrier_init(&s.full[i], 1), barrier_init(&s.empty[i], kWarps);
     for (uint64_t& r : s.ready) barrier_init(&r, kWarps);
-    for (const bool first : {true, false}) divide_products(p, first, s.products[first ? 0 : 1]);
+    for (const bool first : {true, false}) divide_products(p.C, p.rank, p.n_head, first, blockIdx.x, gridDim.x, s.products[first ? 0 : 1]);
+    s.is_waiting = true;
     s.own = {columns_before(p.C, blockIdx.x), columns_before(p.C, blockIdx.x + 1)}, s.inner = share(p.F);
     barriers_are_made();
-  }
-  if (threadIdx.x < kMaxBlocks) {
-    const uint32_t b = min(threadIdx.x, gridDim.x - 1), n = columns_before(p.C, b + 1) - columns_before(p.C, b);
-    s.sizes[threadIdx.x] = {static_cast<float>(n), n > 0 ? 1.0f / n : 0.0f};
   }
   __syncthreads();
   Ring ring{memory, s};
@@ -784,8 +798,9 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(__grid_constant__
   if (threadIdx.x == 0 && atomicInc(told.steps + 1, gridDim.x - 1) == gridDim.x - 1) told.steps[0] = step - 1 + p.n;  // the last one, for the next run
 }
 
-uint32_t scratch_bytes(uint32_t C) { return std::max(kMaxInputs * C * 2, kWorkers * 8 * 4); }
-uint32_t shared_bytes(uint32_t C) { return kStages * kStageBytes + (sizeof(Shared) + 15) / 16 * 16 + scratch_bytes(C); }
+constexpr uint32_t scratch_bytes(uint32_t C) { return std::max(kMaxInputs * C * 2, kWorkers * 8 * 4); }
+constexpr uint32_t shared_bytes(uint32_t C) { return kStages * kStageBytes + (sizeof(Shared) + 15) / 16 * 16 + scratch_bytes(C); }
+static_assert(shared_bytes(kMaxWidth) <= 227u << 10, "an H100 has no more");
 
 }  // namespace
 
@@ -801,20 +816,10 @@ bool resident_takes(const duetp_layer& l) {
     ranks += rank[i];
   }
   if (ranks * 2 > scratch_bytes(C)) return false;
-  for (const bool first : {false, true}) {  // how many products a block's rows belong to
-    uint32_t n = 0;
-    for (uint32_t q = 0; q < kProducts; ++q) n += product_rows(q, C, rank, first);
-    for (uint32_t b = 0; b < blocks; ++b) {
-      const auto before = [&](uint32_t block) { return rows_before(block, blocks, n, C, s.n_head, head_bytes(rank, first)); };
-      uint32_t at = 0, products = 0;
-      for (uint32_t q = 0; q < kProducts; ++q) {
-        const uint32_t rows = product_rows(q, C, rank, first);
-        if (std::max(at, before(b)) < std::min(at + rows, before(b + 1))) ++products;
-        at += rows;
-      }
-      if (products > kMaxInputs) return false;
-    }
-  }
+  Products products;
+  for (const bool first : {false, true})
+    for (uint32_t b = 0; b < blocks; ++b)
+      if (!divide_products(C, rank, s.n_head, first, b, blocks, products)) return false;
   return true;
 }
 
