@@ -581,6 +581,7 @@ struct Worker {
     const uint32_t i = threadIdx.x, channel = blockIdx.x * kHead + i;
     const float v_first = i < kHead && !l.is_first ? __ldcg(p.a.v_first + channel) : 0.0f;
     hear_head(l);
+    is_waiting(false);  // what this takes out of the ring should be there again when the other blocks go on
     low_products(l);
     const float* weights = reinterpret_cast<const float*>(ring.take());
     float ln_w = 0, ln_b = 0, v = 0, bonus = 0;
