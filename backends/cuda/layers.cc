@@ -133,13 +133,10 @@ void layer(const Pass& p, const duetp_layer& l, float* x, float* v_first) {
   p.add_channel_value(l, p.scratch.inner, x);
 }
 
-// Narrow models are as fast by launches of their own.
-constexpr uint32_t kResidentFrom = 2560;
 bool is_resident(const Pass& p, const duetp_step& a) {
   const duetp_layer& any = *a.layers[a.first_layer];
   const char* wanted = p.q.device.resident;
-  const bool is_wanted = wanted ? *wanted == '1' : any.shape.n_embd >= kResidentFrom;
-  return is_wanted && p.single() && a.frame->n_tokens == 1 && a.frame->n_seqs == 1 && a.state->stored == DUET_F32 && resident_takes(any);
+  return (!wanted || *wanted != '0') && p.single() && a.frame->n_tokens == 1 && a.frame->n_seqs == 1 && a.state->stored == DUET_F32 && resident_takes(any);
 }
 
 // One token of one sequence, whose state is f32

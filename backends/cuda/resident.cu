@@ -53,6 +53,7 @@ struct Plan {
   const char* layer[kMaxLayers];
   uint32_t offset[2][DUETP_T_COUNT];  // of tensors in a layer's memory: of layer 0, of the others
   uint32_t first, n, C, F, n_head, rank[4];  // ranks: w, a, v, g, in the order of DUETP_T_W1
+  bool skips;  // rows of value whose input is zero; otherwise all are read ahead of time
   uint32_t at_once, low_at_once[4], abreast;  // rows of C inputs in a stage, of low-rank inputs; rows of value at which the threads work, 8 columns each
   float ln_eps, gn_eps, reciprocal_of_C;
   Resident a;
@@ -148,6 +149,14 @@ struct Layer {
 template <class Passed>
 __device__ __forceinline__ void wait_for(Passed&& passed) {
   for (uint32_t looks = 0; !passed();)
+    if (++looks == kPatience) __trap();
+}
+
+// The same for all lanes of a warp: until it is so for each of them, so that they stay together. Shuffles of lanes that are apart
+// take the better part of a microsecond.
+template <class Passed>
+__device__ __forceinline__ void warp_waits_for(Passed&& passed) {
+  for (uint32_t looks = 0; !__all_sync(~0u, passed());)
     if (++looks == kPatience) __trap();
 }
 
@@ -273,9 +282,15 @@ struct Copier {
         if (at < n) rows(key + static_cast<uint64_t>(at) * C, min(kTile, n - at), C, p.at_once);
         if (at < kTile) continue;
         const uint32_t before = at - kTile;
+        const bf16* rows_of_tile = value + static_cast<uint64_t>(before) * C;
+        const uint32_t n_rows = min(kTile, n - before);
+        if (!p.skips) {
+          rows(rows_of_tile, n_rows, C, p.at_once);
+          continue;
+        }
         wait_for([&] { return barrier_passed_soon(&ring.s.ready[tiles % 2], tiles / 2 % 2); });
         ++tiles;
-        move_to(copy_values(ring.data, &ring.s, {ring.stage, ring.parity}, value + static_cast<uint64_t>(before) * C, nonzero(ring.s.u + before, min(kTile, n - before)), C, p.at_once));
+        move_to(copy_values(ring.data, &ring.s, {ring.stage, ring.parity}, rows_of_tile, nonzero(ring.s.u + before, n_rows), C, p.at_once));
       }
     }
   }
@@ -344,11 +359,10 @@ struct Told {
 template <class F>
 __device__ __forceinline__ void warp_awaits(uint32_t n, uint32_t step, F&& word) {
 #pragma unroll 1
-  for (uint32_t i = threadIdx.x % 32; i < n; i += 32) {
+  for (uint32_t first = 0; first < n; first += 32) {
     Told<1> t;
-    wait_for([&] { return t.look(word(i)), t.is_of(step); });
+    warp_waits_for([&] { return t.look(word(min(first + threadIdx.x % 32, n - 1))), t.is_of(step); });
   }
-  __syncwarp();
 }
 
 // What becomes of a row's sum
@@ -416,7 +430,7 @@ struct Worker {
           for (uint32_t j = 0; j < kFours; ++j)
             if (const uint32_t at = 2 * (threadIdx.x + kWorkers * j); first + i < n && at < C / 2) f(t[i][j], first + i, at);
       };
-      wait_for([&] {
+      warp_waits_for([&] {
         bool all = true;
         for_fours([&](Told<2>& of, uint32_t i, uint32_t at) { of.look(words + (which >> 8 * i & 0xff) * (C / 2) + at); });
         for_fours([&](const Told<2>& of, uint32_t, uint32_t) { all = all && of.is_of(step); });
@@ -455,7 +469,7 @@ struct Worker {
 
     constexpr uint32_t kOfLane = kMaxBlocks / 32;
     Told<2> t[kOfLane];
-    wait_for([&] {
+    warp_waits_for([&] {
       bool all = true;
 #pragma unroll
       for (uint32_t j = 0; j < kOfLane; ++j) t[j].look(sums + 2 * min(lane + 32 * j, last));
@@ -516,14 +530,14 @@ struct Worker {
     if (warp == 0) warp_awaits(n / 32, step, [&](uint32_t i) { return word(is_there(32 * i + 31) ? 32 * i + 31 : n - 1); });
     workers_meet();  // all have read what the inputs were before
 #pragma unroll 1
-    for (uint32_t first = threadIdx.x; first < n; first += 2 * kWorkers) {
+    for (uint32_t first = 0; first < n; first += 2 * kWorkers) {
       Told<1> t[2];
       const auto for_both = [&](auto&& f) {
 #pragma unroll
         for (uint32_t i = 0; i < 2; ++i)
-          if (const uint32_t j = first + i * kWorkers; is_there(j)) f(t[i], j);
+          if (const uint32_t j = first + threadIdx.x + i * kWorkers; is_there(j)) f(t[i], j);
       };
-      wait_for([&] {
+      warp_waits_for([&] {
         bool all = true;
         for_both([&](Told<1>& of, uint32_t j) { of.look(word(j)); });
         for_both([&](const Told<1>& of, uint32_t) { all = all && of.is_of(step); });
@@ -675,7 +689,7 @@ struct Worker {
       if (at < kTile) continue;
       const uint32_t before_at = at - kTile, of = tiles + before_at / kTile;
       wait_for([&] { return barrier_passed_soon(&s.ready[of % 2], of / 2 % 2); });
-      for (uint32_t mask = __ballot_sync(~0u, lane < tile(before_at) && s.u[before_at + lane % kTile] != 0); mask != 0;) {
+      for (uint32_t mask = __ballot_sync(~0u, lane < tile(before_at) && (!p.skips || s.u[before_at + lane % kTile] != 0)); mask != 0;) {
         const uint32_t here = min(p.at_once, static_cast<uint32_t>(__popc(mask)));
         const uint4* rows_of_value = ring.take();
 #pragma unroll 2
@@ -716,35 +730,34 @@ struct Worker {
     const uint32_t own_end = s.own.end;
 #pragma unroll 1
     for (uint32_t first = s.own.begin; first < own_end; first += 32) {
-      const uint32_t c = first + lane;
+      const uint32_t c = min(first + lane, own_end - 1);
       float total = 0;
       warp_awaits(1, step, [&](uint32_t) { return told.parts + static_cast<uint64_t>(warp) * p.C + first; });
-      if (c < own_end)
 #pragma unroll 1
-        for (uint32_t b = warp; b < gridDim.x; b += kMaxHeard * kWarps) {
-          Told<1> t[kMaxHeard];
+      for (uint32_t b = warp; b < gridDim.x; b += kMaxHeard * kWarps) {
+        Told<1> t[kMaxHeard];
 #pragma unroll
-          for (uint32_t j = 0; j < kMaxHeard; ++j) t[j].word[0] = static_cast<uint64_t>(~step) << 32;
-          wait_for([&] {
-            bool all = true;
+        for (uint32_t j = 0; j < kMaxHeard; ++j) t[j].word[0] = static_cast<uint64_t>(~step) << 32;
+        warp_waits_for([&] {
+          bool all = true;
 #pragma unroll
-            for (uint32_t j = 0; j < kMaxHeard; ++j)
-              if (const uint32_t of = b + j * kWarps; of < gridDim.x && !t[j].is_of(step)) t[j].look(told.parts + static_cast<uint64_t>(of) * p.C + c), all = false;
-            return all;
-          });
+          for (uint32_t j = 0; j < kMaxHeard; ++j)
+            if (const uint32_t of = b + j * kWarps; of < gridDim.x && !t[j].is_of(step)) t[j].look(told.parts + static_cast<uint64_t>(of) * p.C + c), all = false;
+          return all;
+        });
 #pragma unroll
-          for (uint32_t j = 0; j < kMaxHeard; ++j) total += t[j][0];  // 0 of blocks that are not
-        }
+        for (uint32_t j = 0; j < kMaxHeard; ++j) total += t[j][0];  // 0 of blocks that are not
+      }
       s.columns[warp][lane] = total;
       workers_meet();
-      if (warp == 0 && c < s.own.end) {
+      if (warp == 0 && first + lane < own_end) {
         float x = s.x[c - s.own.begin];
 #pragma unroll
         for (uint32_t i = 0; i < kWarps; ++i) x += s.columns[i][lane];
         s.x[c - s.own.begin] = x;
         if (is_last_of_run) p.a.x[c] = x;
       }
-      if (first + 32 < s.own.end) workers_meet();
+      if (first + 32 < own_end) workers_meet();
     }
   }
 
@@ -860,6 +873,8 @@ Error resident_layers(const Resident& a, duet_gpu::Stream stream) {
   p.first = a.first, p.n = a.n, p.C = s.n_embd, p.F = s.n_ffn, p.n_head = s.n_head;
   p.rank[0] = s.rank_w, p.rank[1] = s.rank_a, p.rank[2] = s.rank_v, p.rank[3] = s.rank_g;
   p.at_once = rows_of_stage(s.n_embd), p.abreast = kWorkers / (s.n_embd / 8);
+  // A ring that holds a block's share of a layer is never what it waits for.
+  p.skips = 2ull * p.C * (4 * p.C + 2 * p.F) / multiprocessors() > kStages * kStageBytes;
   for (uint32_t i = 0; i < 4; ++i) p.low_at_once[i] = low_rows_of_stage(p.rank[i]);
   p.ln_eps = s.ln_eps, p.gn_eps = s.gn_eps, p.reciprocal_of_C = 1.0f / s.n_embd;
   p.a = a;
