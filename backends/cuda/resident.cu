@@ -124,10 +124,10 @@ inline uint32_t low_rows_of_stage(uint32_t rank) { return rank == 0 ? 0 : std::m
 struct Shared {
   uint64_t full[kStages], empty[kStages], ready[2];  // ready: u of a tile
   volatile uint32_t is_waiting;  // this block for others
-  float sums[4][kWarps];
+  float sums[2][4];
   float u[kMaxSlice];
-  float low[4][4][kHead];  // second low-rank products: a quarter of the inputs each
-  alignas(16) float rkv[3 * kHead], decay[kHead], k[kHead], v[kHead], minus_kk[kHead], b[kHead], g[kHead], y[kHead];
+  alignas(16) float low[4][kHead];  // of the second low-rank products: decay, a, how much of the first layer's v, g
+  alignas(16) float rkv[3 * kHead], k[kHead], v[kHead], minus_kk[kHead], b[kHead], y[kHead];
   float x[kMaxOwn];
   float2 time_shift[3 + kTimeMixes][kMaxOwn / 2], channel_shift[4][kMaxOwn / 2];  // weight and bias of the norm, the vector before, the mixes: the block's columns
   float columns[kWarps][32];
@@ -245,18 +245,19 @@ struct Copier {
 
   __device__ void head(const Layer& l, const float* S) {
     const uint32_t head = blockIdx.x;
-#pragma unroll 1
-    for (uint32_t m = 0; m < 4; ++m)
-      if (m != 2 || !l.is_first) rows(l.matrix(DUETP_T_W2 + m) + static_cast<uint64_t>(head) * kHead * p.rank[m], kHead, p.rank[m], p.low_at_once[m]);
+    if (S) {
+      ring.open(kHead * kHead * 4);
+      ring.copy(0, S + static_cast<uint64_t>(head) * kHead * kHead, kHead * kHead * 4);
+      ring.next();
+    }
     ring.open((kHeadVectors - l.is_first) * kHead * 4);
 #pragma unroll 1
     for (uint32_t i = 0; i < kHeadVectors; ++i)
       if (i != kV0 || !l.is_first) ring.copy(i * kHead * 4, l.vector(kHeadTensors[i]) + head * kHead, kHead * 4);
     ring.next();
-    if (!S) return;
-    ring.open(kHead * kHead * 4);
-    ring.copy(0, S + static_cast<uint64_t>(head) * kHead * kHead, kHead * kHead * 4);
-    ring.next();
+#pragma unroll 1
+    for (uint32_t m = 0; m < 4; ++m)
+      if (m != 2 || !l.is_first) rows(l.matrix(DUETP_T_W2 + m) + static_cast<uint64_t>(head) * kHead * p.rank[m], kHead, p.rank[m], p.low_at_once[m]);
   }
 
   __device__ void run() {
@@ -553,74 +554,49 @@ struct Worker {
     workers_meet();
   }
 
-  // The second low-rank products of the head's channels by the tensor core: a warp has sixteen rows and a quarter of the inputs.
-  __device__ void low_products(const Layer& l) {
-    const uint32_t g = lane / 4, t = lane % 4, row = warp / 4 * 16, quarter = warp % 4;
+  // The second low-rank products of the head's channels by the tensor core, and what becomes of them: sixteen rows of one matrix
+  // a warp. `bias`: of rows g and g + 8 of these.
+  __device__ void low_products(const Layer& l, float2 bias) {
+    const uint32_t g = lane / 4, t = lane % 4, row = warp % 4 * 16;
     const uint4* hidden = input(0);
+    Sums sums;
 #pragma unroll 1
     for (uint32_t m = 0; m < 4; ++m) {
       const uint32_t n = p.rank[m] / 8, at_once = p.low_at_once[m];
       if (m != 2 || !l.is_first)
 #pragma unroll 1
         for (uint32_t first = 0; first < kHead; first += at_once) {
-          const uint4* w = ring.take();
-          if (row >= first && row < first + at_once) {
-            Sums sums;
-            const uint4 *low = w + (row - first + g) * n, *high = low + 8 * n;
-            for (uint32_t j = 4 * quarter + t; j < (n + 3) / 4 * 4; j += 16) {  // the four lanes of a row go together
+          if (m == warp / 4 && row >= first && row < first + at_once) {
+            const uint4 *low = ring.take() + (row - first + g) * n, *high = low + 8 * n;
+#pragma unroll 4
+            for (uint32_t j = t; j < (n + 3) / 4 * 4; j += 4) {  // the four lanes of a row go together
               const bool inside = j < n;
               const uint4 zero{0, 0, 0, 0}, a = inside ? low[j] : zero, b = inside ? high[j] : zero, x = inside && g == 0 ? hidden[j] : zero;
               multiply(sums, a.x, b.x, a.y, b.y, x.x, x.y);
               multiply(sums, a.z, b.z, a.w, b.w, x.z, x.w);
             }
-            if (t == 0) s.low[m][quarter][row + g] = sums.v[0], s.low[m][quarter][row + g + 8] = sums.v[2];
           }
           ring.give_back();
         }
       hidden += n;
     }
+    const uint32_t m = warp / 4;
+    const auto finish = [&](float x) { return m == 0 ? expf(-0.60653065971263342f * sigmoid(x)) : m == 3 ? x : sigmoid(x); };
+    if (t == 0) s.low[m][row + g] = finish(sums.v[0] + bias.x), s.low[m][row + g + 8] = finish(sums.v[2] + bias.y);
     workers_meet();
   }
 
   // The sums of a and b over the first two warps, to their threads. Nobody else comes.
   __device__ float2 head_sum(float a, float b, uint32_t which) const {
-    a = lane_sum<32>(a), b = lane_sum<32>(b);
-    if (lane == 0) s.sums[2 + which][2 * warp] = a, s.sums[2 + which][2 * warp + 1] = b;
+    const float2 own = lane_sums({a, b});
+    if (lane == 0) s.sums[which][2 * warp] = own.x, s.sums[which][2 * warp + 1] = own.y;
     asm volatile("bar.sync 2, 64;" ::: "memory");
-    return {s.sums[2 + which][0] + s.sums[2 + which][2], s.sums[2 + which][1] + s.sums[2 + which][3]};
+    return {s.sums[which][0] + s.sums[which][2], s.sums[which][1] + s.sums[which][3]};
   }
 
   // The head of this block's number. The first two warps have its channels, each warp four rows of S.
   __device__ void head(const Layer& l, float* state) {
     const uint32_t i = threadIdx.x, channel = blockIdx.x * kHead + i;
-    const float v_first = i < kHead && !l.is_first ? __ldcg(p.a.v_first + channel) : 0.0f;
-    hear_head(l);
-    is_waiting(false);  // what this takes out of the ring should be there again when the other blocks go on
-    low_products(l);
-    const float* weights = reinterpret_cast<const float*>(ring.take());
-    float ln_w = 0, ln_b = 0, v = 0, bonus = 0;
-    if (i < kHead) {
-      const float r = s.rkv[i];
-      float k = s.rkv[kHead + i];
-      v = s.rkv[2 * kHead + i];
-      const auto weight = [&](HeadVector which) { return weights[which * kHead + i]; };
-      const auto low = [&](uint32_t m) { return (s.low[m][0][i] + s.low[m][1][i]) + (s.low[m][2][i] + s.low[m][3][i]); };
-      ln_w = weight(kLnW), ln_b = weight(kLnB);
-      const float a = sigmoid(weight(kA0) + low(1));
-      s.decay[i] = expf(-0.60653065971263342f * sigmoid(weight(kW0) + low(0)));
-      if (!l.is_first)
-        v += (v_first - v) * sigmoid(weight(kV0) + low(2));
-      else
-        p.a.v_first[channel] = v;
-      float kk = k * weight(kKK);
-      k *= 1.0f + (a - 1.0f) * weight(kKA);
-      s.k[i] = k, s.v[i] = v, s.g[i] = low(3);
-      const float2 sums = head_sum(kk * kk, r * k * weight(kRK), 0);
-      kk /= fmaxf(sqrtf(sums.x), 1e-12f);
-      s.minus_kk[i] = -kk, s.b[i] = kk * a;
-      bonus = sums.y;
-    }
-    ring.give_back();
     float2* mine = state ? reinterpret_cast<float2*>(state + (static_cast<uint64_t>(blockIdx.x) * kHead + 4 * warp) * kHead) + lane : nullptr;
     float2 S[4] = {};
     if (mine) {
@@ -629,9 +605,35 @@ struct Worker {
       for (int j = 0; j < 4; ++j) S[j] = rows[j * (kHead / 2)];
       ring.give_back();
     }
+    const float* weights = reinterpret_cast<const float*>(ring.take());
+    const auto weight = [&](HeadVector which) { return weights[which * kHead + i % kHead]; };
+    const float k_k = weight(kKK), k_a = weight(kKA), r_k = weight(kRK), ln_w = weight(kLnW), ln_b = weight(kLnB);
+    const uint32_t of = warp % 4 * 16 + lane / 4;
+    const float2 bias = warp / 4 == 3 ? float2{0, 0} : float2{weights[warp / 4 * kHead + of], weights[warp / 4 * kHead + of + 8]};
+    ring.give_back();
+    const float v_first = i < kHead && !l.is_first ? __ldcg(p.a.v_first + channel) : 0.0f;
+    hear_head(l);
+    is_waiting(false);  // what this takes out of the ring should be there again when the other blocks go on
+    low_products(l, bias);
+    float v = 0, bonus = 0;
+    if (i < kHead) {
+      const float r = s.rkv[i], k = s.rkv[kHead + i], a = s.low[1][i];
+      v = s.rkv[2 * kHead + i];
+      if (!l.is_first)
+        v += (v_first - v) * s.low[2][i];
+      else
+        p.a.v_first[channel] = v;
+      const float k2 = k * (1.0f + (a - 1.0f) * k_a);
+      float kk = k * k_k;
+      s.k[i] = k2, s.v[i] = v;
+      const float2 sums = head_sum(kk * kk, r * k2 * r_k, 0);
+      kk /= fmaxf(sqrtf(sums.x), 1e-12f);
+      s.minus_kk[i] = -kk, s.b[i] = kk * a;
+      bonus = sums.y;
+    }
     workers_meet();
     const auto keys = [&](const float* of) { return reinterpret_cast<const float2*>(of)[lane]; };
-    const float2 minus_kk = keys(s.minus_kk), b = keys(s.b), w = keys(s.decay), k2 = keys(s.k), r2 = keys(s.rkv);
+    const float2 minus_kk = keys(s.minus_kk), b = keys(s.b), w = keys(s.low[0]), k2 = keys(s.k), r2 = keys(s.rkv);
     float removed[4], y[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) removed[j] = S[j].x * minus_kk.x + S[j].y * minus_kk.y;
@@ -655,7 +657,7 @@ struct Worker {
     if (i >= kHead) return;
     const float own_y = s.y[i], mean = head_sum(own_y, 0, 1).x / kHead, centred = own_y - mean;
     const float scale = rsqrtf(head_sum(centred * centred, 0, 0).x / kHead + p.gn_eps);
-    const float gated = (centred * scale * ln_w + ln_b + bonus * v) * s.g[i], neighbour = __shfl_down_sync(~0u, gated, 1);
+    const float gated = (centred * scale * ln_w + ln_b + bonus * v) * s.low[3][i], neighbour = __shfl_down_sync(~0u, gated, 1);
     if (i % 2 == 0) tell(told.gated + channel / 2, float2{gated, neighbour}, step);
   }
 
@@ -879,7 +881,8 @@ Error resident_layers(const Resident& a, duet_gpu::Stream stream) {
   p.ln_eps = s.ln_eps, p.gn_eps = s.gn_eps, p.reciprocal_of_C = 1.0f / s.n_embd;
   p.a = a;
   const uint32_t shared = shared_bytes(s.n_embd);
-  if (const Error e = cudaFuncSetAttribute(resident_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)); e != cudaSuccess) return e;
+  const int limit = duet_gpu::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);  // all threads of the process share it: each sets the same
+  if (const Error e = cudaFuncSetAttribute(resident_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit); e != cudaSuccess) return e;
   cudaLaunchAttribute all_at_once{};
   all_at_once.id = cudaLaunchAttributeCooperative;
   all_at_once.val.cooperative = 1;
