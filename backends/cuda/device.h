@@ -54,22 +54,30 @@ struct Device {
   cudaStream_t setup;  // for what must be done before a queue's next work, also while that queue records
   Cublas cublas;
   std::mutex fault_mutex;
-  std::string fault;  // the first error after which the driver refuses everything; empty while all is well
+  std::string fault;  // the first error after which the driver refuses everything; empty while all is well, and then never changed
 
   duet_status fail(duet_status code, const char* text) const { return host->fail(host->self, code, text); }
   // Throws Failure unless `e` is success; `what` is what was being done.
   void check(cudaError_t e, const char* what);
+  void check_alive();  // throws the fault, if there has been one that nobody has met yet
+  bool is_lost();      // a fault has been met
+  std::string free_memory() const;  // "5 of 8 bytes are free"
   // Uninitialised device memory; on failure the message says what for, how much was needed and how much is free.
   Memory allocate(uint64_t bytes, const char* what);
   void zero(const Memory& m);  // and waits for it
 };
 
+// Whether the driver's context is lost after this error: it then refuses everything that this process asks of the device.
+bool loses_device(cudaError_t e);
+extern const char* const kLost;  // what to do then, as the end of a sentence
+
 // Makes a device the calling thread's, and gives the thread back its own.
 class OnDevice {
  public:
   explicit OnDevice(int index) {
-    if (cudaGetDevice(&before_) == cudaSuccess && before_ != index) changed_ = true;
-    result = changed_ ? cudaSetDevice(index) : cudaSuccess;
+    result = cudaGetDevice(&before_);
+    changed_ = result == cudaSuccess && before_ != index;
+    if (changed_) result = cudaSetDevice(index);
   }
   ~OnDevice() {
     if (changed_) (void)cudaSetDevice(before_);
@@ -87,10 +95,7 @@ template <class F>
 duet_status guarded(void* self, F&& f) {
   Device& d = *static_cast<Device*>(self);
   try {
-    {
-      std::lock_guard lock(d.fault_mutex);
-      if (!d.fault.empty()) throw Failure(DUET_E_DEVICE, d.fault);
-    }
+    if (d.is_lost()) throw Failure(DUET_E_DEVICE, d.fault);
     const OnDevice here(d.index);
     d.check(here.result, "choosing the device");
     f(d);

@@ -96,7 +96,8 @@ void layer_free(void* self, duetp_layer* l) {
 }  // namespace
 
 const char* refuses(void* self, const duetp_shape* shape, duet_dtype weights, uint32_t rung) {
-  const Device& d = *static_cast<Device*>(self);
+  Device& d = *static_cast<Device*>(self);
+  if (d.is_lost()) return nullptr;  // the driver may answer no question; the next call says so
   if (d.compute_major < 8) return "the CUDA backend needs a GPU of compute capability 8.0 or newer";
   if (rung > 2) return "the CUDA backend implements the stages (rung 1) and runs of layers (rung 2) only";
   const bool quantised = duetp_is_quantised(weights);

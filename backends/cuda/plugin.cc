@@ -44,9 +44,9 @@ const char* no_device_reason(void* self) { return static_cast<Plugin*>(self)->no
 
 duet_status fail(const Plugin& p, cudaError_t e, uint32_t index) {
   (void)cudaGetLastError();
-  char text[160];
-  std::snprintf(text, sizeof text, "cuda:%u: %s", index, cudaGetErrorString(e));
-  return p.host->fail(p.host->self, DUET_E_DEVICE, text);
+  char text[256];
+  std::snprintf(text, sizeof text, "cuda:%u: %s%s", index, cudaGetErrorString(e), loses_device(e) ? kLost : "");
+  return p.host->fail(p.host->self, e == cudaErrorMemoryAllocation ? DUET_E_MEMORY : DUET_E_DEVICE, text);
 }
 
 duet_status device_info(void* self, uint32_t index, duetp_device_info* io) {

@@ -109,7 +109,7 @@ duet_status upload(void* self, duetp_queue* q, duetp_ref dst, const void* src, u
   return guarded(self, [&](Device& d) {
     char* to = dst.buf->memory.data() + dst.off;
     if (n > kStaging) return d.check(cudaMemcpyAsync(to, src, n, cudaMemcpyHostToDevice, q->stream), "an upload");  // pageable: has left src on return
-    if (!q->up) q->up = std::make_unique<Pinned>(kStaging);
+    if (!q->up) q->up = std::make_unique<Pinned>(d, kStaging);
     if (q->up_used + n > q->up->bytes()) {
       d.check(cudaStreamSynchronize(q->stream), "waiting for uploads");
       q->up_used = 0;
@@ -123,7 +123,7 @@ duet_status upload(void* self, duetp_queue* q, duetp_ref dst, const void* src, u
 duet_status download(void* self, duetp_queue* q, void* dst, duetp_ref src, uint64_t n) {
   return guarded(self, [&](Device& d) {
     const char* from = src.buf->memory.data() + src.off;
-    if (!q->down) q->down = std::make_unique<Pinned>(kStaging);
+    if (!q->down) q->down = std::make_unique<Pinned>(d, kStaging);
     if (q->down_used + n > q->down->bytes()) return d.check(cudaMemcpyAsync(dst, from, n, cudaMemcpyDeviceToHost, q->stream), "a download");
     d.check(cudaMemcpyAsync(q->down->data() + q->down_used, from, n, cudaMemcpyDeviceToHost, q->stream), "a download");
     q->downloads.push_back({dst, q->down_used, n});
@@ -173,7 +173,13 @@ void duetp_queue::wait() {
 void duetp_queue::gemm(const Gemm& g) {
   if (g.rows == 0) return;
   if (!workspace.data()) workspace = device.allocate(kWorkspace, "cuBLAS's workspace");
-  device.cublas.run(g, workspace.data(), workspace.bytes(), stream);
+  try {
+    device.cublas.run(g, workspace.data(), workspace.bytes(), stream);
+  } catch (const Failure& e) {  // cuBLAS's status tells neither a fault of the device nor that memory is short
+    device.check_alive();
+    if (e.code == DUET_E_UNSUPPORTED) throw;
+    throw Failure(e.code, e.text + "; " + device.free_memory());
+  }
 }
 
 // At least that many bytes, zero when they are new. Grows by doubling, so that what recordings keep alive is no more than what is

@@ -8,8 +8,10 @@ namespace duet_cuda {
 // Page-locked host memory, from which and to which copies run by themselves.
 class Pinned {
  public:
-  explicit Pinned(uint64_t bytes) : bytes_(bytes) {
-    if (cudaMallocHost(&data_, bytes) != cudaSuccess) (void)cudaGetLastError(), throw std::bad_alloc();
+  Pinned(Device& d, uint64_t bytes) : bytes_(bytes) {
+    const cudaError_t e = cudaMallocHost(&data_, bytes);
+    if (e == cudaErrorMemoryAllocation) (void)cudaGetLastError(), throw std::bad_alloc();  // of the host, not of the device
+    d.check(e, "page-locked memory of the host");
   }
   ~Pinned() { cudaFreeHost(data_); }
   Pinned(const Pinned&) = delete;

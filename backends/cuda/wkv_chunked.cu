@@ -795,11 +795,9 @@ Error wkv_chunked(const Wkv& a, const WkvPlan& plan, void* scratch, duet_gpu::St
     if (blocks > 0x7fffffffu || warps > most_warps(n)) return cudaErrorInvalidValue;
     return duet_gpu::launch(kernel, dim3(static_cast<uint32_t>(blocks)), dim3(warps * 32), bytes, stream, a, plan, part);
   };
-  Error error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-  if (error != cudaSuccess) {
-    cudaGetLastError();
-    return error;
-  }
+  // all that there is, whatever this plan needs: the limit is shared by all threads of the process, and each one must set the same
+  Error error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, duet_gpu::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, 48 << 10));
+  if (error != cudaSuccess) return error;
   const uint32_t walkers = plan.slice / 16;
   if (!segmented) return launch({0, 1, 0x7fffffff, nullptr}, walkers);
   const uint32_t segments = static_cast<uint32_t>(divide_up(a.max_len, plan.segment));

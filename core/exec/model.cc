@@ -39,7 +39,7 @@ uint64_t check_memory(const WeightSource& source, duet_dtype weights, const Devi
       total += bytes;
       if (!borrows || !source.in_place(spec.id, i, dtype)) need += bytes;
     }
-  const uint64_t have = borrows || device.has(DUETP_CAP_HOST_VISIBLE) ? free_host_memory() : device.info.mem_free;
+  const uint64_t have = borrows || device.has(DUETP_CAP_HOST_VISIBLE) ? free_host_memory() : device.free_memory();
   if (have != 0 && need > have)
     fail(DUET_E_MEMORY, "{}: the weights need {} bytes of memory on {}, but {} are free", path.empty() ? "a random model" : path, need, device.spec, have);
   if (borrows && have != 0 && total > have)

@@ -85,6 +85,7 @@ uint32_t OpenPlugin::device_count() const {
 duetp_device_info OpenPlugin::device_info(uint32_t index) const {
   duetp_device_info info{};
   info.size = sizeof info;
+  const std::lock_guard lock(asking_);
   const duet_status status = call_plugin(path_, "device_info", [&] { return table_.device_info(self_, index, &info); });
   if (status != DUET_OK) fail_plugin(path_, status);
   info.size = sizeof info;

@@ -1,6 +1,7 @@
 // From a library on disk to an opened plugin. From here on its code runs.
 #pragma once
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "duet_plugin.h"
@@ -24,7 +25,7 @@ class OpenPlugin {
   ~OpenPlugin();
 
   uint32_t device_count() const;  // at least 1, or DUET_E_UNSUPPORTED with the plugin's reason
-  duetp_device_info device_info(uint32_t index) const;
+  duetp_device_info device_info(uint32_t index) const;  // [any-thread]
   const duetp_device* open_device(uint32_t index) const;
   const void* extension(const char* id) const;  // NULL if it has none
   void* self() const { return self_; }
@@ -36,6 +37,7 @@ class OpenPlugin {
   duetp_plugin table_;
   std::string path_;
   Host host_;
+  mutable std::mutex asking_;  // for device_info
   void* self_ = nullptr;
 };
 

@@ -200,6 +200,7 @@ void Registry::Impl::open_plugin(const duetp_plugin& table, Considered& c) {
       try {
         *device = absorb(*theirs, info, c.path, reference);
         device->spec = fmt::format("{}:{}", c.id, i);
+        device->free_memory = [p = plugin.get(), i] { return p->device_info(i).mem_free; };
         c.devices.push_back(device);
       } catch (...) {
         close_device(*theirs);

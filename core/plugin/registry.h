@@ -1,6 +1,7 @@
 // Finds plugins, judges them without running them, opens the good ones, and remembers why the others were not taken.
 // The order of the work is the order of the files: discover -> manifest -> elf_note -> load -> absorb -> rank.
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -21,7 +22,8 @@ struct Device {
   };
   std::string spec;    // "cpu:0"
   std::string plugin;  // path, or "built in"
-  duetp_device_info info{};
+  duetp_device_info info{};                  // as it was when the device was opened
+  std::function<uint64_t()> free_memory;     // bytes now, as the plugin says; 0 = unknown. [any-thread]
   duetp_device table{};          // zero-filled copy; every memory slot is filled, record_* all or none
   void* memory_self = nullptr;   // first argument of buffer_*, upload .. state_*, record_*
   Stage embed, shift_mix, linear, lowrank, wkv_prepare, wkv, norm_gate, channel_mix, head;

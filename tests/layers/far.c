@@ -1,5 +1,6 @@
 /* A device whose memory the CPU does not see and which keeps no weights that are not its own, made of the reference. It has
- * the nine stages, and rung 2 and recordings that fail: whoever runs it to the end has run stage after stage. */
+ * the nine stages, and rung 2 and recordings that fail: whoever runs it to the end has run stage after stage. DUET_FAR_FREE says
+ * how much memory it has left. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -63,6 +64,8 @@ static duet_status device_info(void* self, uint32_t index, duetp_device_info* io
   strcpy(io->name, "far away");
   io->kind = DUETP_KIND_OTHER;
   io->caps = DUETP_CAP_RECORD;
+  const char* free = getenv("DUET_FAR_FREE"); /* bytes */
+  if (free) io->mem_free = strtoull(free, NULL, 10);
   return status;
 }
 

@@ -96,3 +96,18 @@ TEST_CASE("a layer that is wrong gives a sentence") {
   CHECK(says(fault("mute", DUET_E_ABI), "the layer odd: device_wrap gave no table"));
   CHECK(says(fault("small", DUET_E_ABI), "the layer odd: device_wrap gave no table, or one smaller"));
 }
+
+TEST_CASE("a model is measured against the memory that its device has left when it is loaded, not when the library began") {
+  Lines log;
+  ::setenv("DUET_FAR_FREE", "100000", 1);
+  for (const char* stack : {"", "validate"}) {
+    const auto lib = layers::library(stack, log, fixture("far"));
+    CHECK(says(fault_of_load(lib, "far", DUET_E_MEMORY), "bytes of memory on far:0, but 100000 are free"));
+    ::setenv("DUET_FAR_FREE", "1000000000", 1);
+    CHECK(fault_of_load(lib, "far", DUET_OK) == "");
+    ::setenv("DUET_FAR_FREE", "100001", 1);
+    CHECK(says(fault_of_load(lib, "far", DUET_E_MEMORY), "but 100001 are free"));
+    ::setenv("DUET_FAR_FREE", "100000", 1);
+  }
+  ::unsetenv("DUET_FAR_FREE");
+}
