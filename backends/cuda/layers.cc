@@ -136,18 +136,19 @@ void layer(const Pass& p, const duetp_layer& l, float* x, float* v_first) {
 bool is_resident(const Pass& p, const duetp_step& a) {
   const duetp_layer& any = *a.layers[a.first_layer];
   const char* wanted = p.q.device.resident;
-  return (!wanted || *wanted != '0') && p.single() && a.frame->n_tokens == 1 && a.frame->n_seqs == 1 && a.state->stored == DUET_F32 && resident_takes(any);
+  return (!wanted || *wanted != '0') && p.single() && a.frame->n_tokens == 1 && a.frame->n_seqs == 1 && resident_takes(any);
 }
 
-// One token of one sequence, whose state is f32
+// One token of one sequence
 void resident(const Pass& p, const duetp_step& a) {
   const duetp_shape& shape = a.layers[a.first_layer]->shape;
   Resident r{};
   r.layers = a.layers;
   r.first = a.first_layer, r.n = a.n_layer;
   r.x = pointer<float>(a.x), r.v_first = pointer<float>(a.v_first);
-  r.state = p.state->att_x(0);
-  r.layer_stride = p.state->layer / sizeof(float), r.slot_stride = p.state->vector_stride();
+  r.state = reinterpret_cast<char*>(p.state->att_x(0));
+  r.stored = p.state->stored, r.stored_bytes = p.state->stored_bytes();
+  r.layer_stride = p.state->layer, r.slot_stride = p.state->slot;
   r.used = p.packed.used, r.starts = p.packed.starts, r.slots = p.packed.slots;
   r.scratch = lay_out_resident(p.q.reserve_resident(resident_scratch_bytes(shape)), shape);
   p.check(resident_layers(r, p.q.stream), "layers");

@@ -23,6 +23,7 @@
 #include "barrier.h"
 #include "device.h"
 #include "fragment.h"
+#include "gpu/stored.h"
 #include "shared_memory.h"
 
 namespace duet_cuda {
@@ -83,7 +84,7 @@ enum HeadVector : uint32_t { kW0, kA0, kV0, kKK, kKA, kRK, kLnW, kLnB, kHeadVect
 // What a head's block copies in step 4, and the row before which a block's rows of step 3 begin: with the head's bytes all
 // blocks copy as much, and heads need not wait for theirs.
 __host__ __device__ __forceinline__ uint32_t head_bytes(const uint32_t (&rank)[4], bool first_layer) {
-  return kHead * (2 * (rank[0] + rank[1] + (first_layer ? 0 : rank[2]) + rank[3]) + 4 * (kHeadVectors + kHead));
+  return kHead * (2 * (rank[0] + rank[1] + (first_layer ? 0 : rank[2]) + rank[3]) + 4 * (kHeadVectors + kHead));  // of a state in f32
 }
 __host__ __device__ __forceinline__ uint32_t rows_before(uint32_t block, uint32_t blocks, uint32_t n_rows, uint32_t C, uint32_t n_head, uint32_t head_bytes) {
   const uint64_t all = 2ull * n_rows * C + static_cast<uint64_t>(n_head) * head_bytes, to_here = all * block / blocks, of_heads = static_cast<uint64_t>(block < n_head ? block : n_head) * head_bytes;
@@ -227,10 +228,19 @@ __device__ __noinline__ Place copy_values(char* data, Shared* s, Place at, const
   return {ring.stage, ring.parity};
 }
 
-// Of a layer: att_x [C], S [H, N, N], ffn_x [C]; null without a state
-__device__ __forceinline__ float* state_of(const Plan& p, uint32_t layer, int32_t slot) {
-  return slot < 0 ? nullptr : p.a.state + layer * p.a.layer_stride + static_cast<uint64_t>(slot) * p.a.slot_stride;
-}
+// What a layer has of the state of a slot; null without a state
+struct StateOf {
+  float* att_x;  // [C]
+  char* S;       // [H, N, N], in p.a.stored
+  float* ffn_x;  // [C]
+  __device__ StateOf(const Plan& p, uint32_t layer, int32_t slot) : att_x(nullptr), S(nullptr), ffn_x(nullptr) {
+    if (slot < 0) return;
+    char* of_layer = p.a.state + layer * p.a.layer_stride + static_cast<uint64_t>(slot) * p.a.slot_stride;
+    att_x = reinterpret_cast<float*>(of_layer);
+    S = of_layer + p.C * sizeof(float);
+    ffn_x = reinterpret_cast<float*>(S + p.C * kHead * p.a.stored_bytes);
+  }
+};
 
 __constant__ const uint32_t kHeadTensors[kHeadVectors] = {DUETP_T_W0, DUETP_T_A0, DUETP_T_V0, DUETP_T_K_K, DUETP_T_K_A, DUETP_T_R_K, DUETP_T_LN_X_W, DUETP_T_LN_X_B};
 
@@ -243,11 +253,11 @@ struct Copier {
     move_to(copy_rows(ring.data, &ring.s, {ring.stage, ring.parity}, from, n_rows, n_in, at_once));
   }
 
-  __device__ void head(const Layer& l, const float* S) {
-    const uint32_t head = blockIdx.x;
+  __device__ void head(const Layer& l, const char* S) {
+    const uint32_t head = blockIdx.x, bytes = kHead * kHead * p.a.stored_bytes;
     if (S) {
-      ring.open(kHead * kHead * 4);
-      ring.copy(0, S + static_cast<uint64_t>(head) * kHead * kHead, kHead * kHead * 4);
+      ring.open(bytes);
+      ring.copy(0, S + static_cast<uint64_t>(head) * bytes, bytes);
       ring.next();
     }
     ring.open((kHeadVectors - l.is_first) * kHead * 4);
@@ -267,13 +277,12 @@ struct Copier {
 #pragma unroll 1
     for (uint32_t i = 0; i < p.n; ++i) {
       const Layer l(p, i, ring.s);
-      const float* att_x = state_of(p, p.first + i, slot);
 #pragma unroll 1
       for (uint32_t j = 0; j < l.products().n; ++j) {
         const auto& q = l.products().of[j];
         rows(l.matrix(matrix_of(q.product)) + static_cast<uint64_t>(q.begin) * C, q.end - q.begin, C, p.at_once);
       }
-      if (blockIdx.x < p.n_head) head(l, att_x ? att_x + C : nullptr);
+      if (blockIdx.x < p.n_head) head(l, StateOf(p, p.first + i, slot).S);
       const Share own = ring.s.own, inner = ring.s.inner;
       rows(l.matrix(DUETP_T_OUTPUT) + static_cast<uint64_t>(own.begin) * C, own.end - own.begin, C, p.at_once);
       const uint32_t n = inner.end - inner.begin;
@@ -365,6 +374,16 @@ __device__ __forceinline__ void warp_awaits(uint32_t n, uint32_t step, F&& word)
     warp_waits_for([&] { return t.look(word(min(first + threadIdx.x % 32, n - 1))), t.is_of(step); });
   }
 }
+
+// Two numbers of a state, the i-th pair
+template <class Stored>
+__device__ __forceinline__ float2 read_pair(const void* p, uint32_t i) { return duet_gpu::unpack<Stored>(static_cast<const uint32_t*>(p)[i]); }
+template <>
+__device__ __forceinline__ float2 read_pair<float>(const void* p, uint32_t i) { return static_cast<const float2*>(p)[i]; }
+template <class Stored>
+__device__ __forceinline__ void write_pair(void* p, uint32_t i, float2 x) { __stcs(static_cast<uint32_t*>(p) + i, duet_gpu::pack<Stored>(x.x, x.y)); }
+template <>
+__device__ __forceinline__ void write_pair<float>(void* p, uint32_t i, float2 x) { __stcs(static_cast<float2*>(p) + i, x); }
 
 // What becomes of a row's sum
 enum class Use { tell, tell_tanh, tell_sigmoid, add_to_x, square };
@@ -594,15 +613,29 @@ struct Worker {
     return {s.sums[which][0] + s.sums[which][2], s.sums[which][1] + s.sums[which][3]};
   }
 
-  // The head of this block's number. The first two warps have its channels, each warp four rows of S.
-  __device__ void head(const Layer& l, float* state) {
-    const uint32_t i = threadIdx.x, channel = blockIdx.x * kHead + i;
-    float2* mine = state ? reinterpret_cast<float2*>(state + (static_cast<uint64_t>(blockIdx.x) * kHead + 4 * warp) * kHead) + lane : nullptr;
-    float2 S[4] = {};
-    if (mine) {
-      const float2* rows = reinterpret_cast<const float2*>(ring.take()) + 4 * warp * (kHead / 2) + lane;
+  // f(row of the warp's four, something of the type in which the state is stored)
+  template <class F>
+  __device__ void for_state_rows(F&& f) const {
+    const auto each = [&](auto element) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j) S[j] = rows[j * (kHead / 2)];
+      for (int j = 0; j < 4; ++j) f(j, element);
+    };
+    if (p.a.stored == DUET_F32)
+      each(float());
+    else if (p.a.stored == DUET_BF16)
+      each(duet_gpu::bf16());
+    else
+      each(duet_gpu::f16());
+  }
+
+  // The head of this block's number. The first two warps have its channels, each warp four rows of S.
+  __device__ void head(const Layer& l, char* state) {
+    const uint32_t i = threadIdx.x, channel = blockIdx.x * kHead + i;
+    const uint32_t first_pair = 4 * warp * (kHead / 2) + lane;  // of S, a row's pairs side by side
+    float2 S[4] = {};
+    if (state) {
+      const void* rows = ring.take();
+      for_state_rows([&](int j, auto element) { S[j] = read_pair<decltype(element)>(rows, first_pair + j * (kHead / 2)); });
       ring.give_back();
     }
     const float* weights = reinterpret_cast<const float*>(ring.take());
@@ -645,7 +678,6 @@ struct Worker {
     for (int j = 0; j < 4; ++j) {
       const float value = s.v[4 * warp + j];
       S[j] = {S[j].x * w.x + removed[j] * b.x + value * k2.x, S[j].y * w.y + removed[j] * b.y + value * k2.y};
-      if (mine) __stcs(mine + j * (kHead / 2), S[j]);
       y[j] = S[j].x * r2.x + S[j].y * r2.y;
     }
 #pragma unroll
@@ -653,6 +685,10 @@ struct Worker {
 #pragma unroll
       for (int j = 0; j < 4; ++j) y[j] += __shfl_xor_sync(~0u, y[j], d);
     if (lane == 0) *reinterpret_cast<float4*>(s.y + 4 * warp) = {y[0], y[1], y[2], y[3]};
+    if (state) {
+      void* rows = state + static_cast<uint64_t>(blockIdx.x) * kHead * kHead * p.a.stored_bytes;
+      for_state_rows([&](int j, auto element) { write_pair<decltype(element)>(rows, first_pair + j * (kHead / 2), S[j]); });
+    }
     workers_meet();
     if (i >= kHead) return;
     const float own_y = s.y[i], mean = head_sum(own_y, 0, 1).x / kHead, centred = own_y - mean;
@@ -765,21 +801,21 @@ struct Worker {
 
   __device__ void run() {
     const int32_t slot = p.a.slots[0];
-    const auto att_x = [&](uint32_t i) { return state_of(p, p.first + i, slot); };
+    const auto state_of = [&](uint32_t i) { return StateOf(p, p.first + i, slot); };
     reference = p.a.x[0];
     if (threadIdx.x < s.own.end - s.own.begin) s.x[threadIdx.x] = p.a.x[s.own.begin + threadIdx.x];
     workers_meet();
-    fetch_shift(Layer(p, 0, s), false, att_x(0));
+    fetch_shift(Layer(p, 0, s), false, state_of(0).att_x);
     for (uint32_t i = 0; i < p.n; ++i, ++step) {
       const Layer l(p, i, s);
-      float *state = att_x(i), *S = state ? state + p.C : nullptr, *ffn_x = state ? S + static_cast<uint64_t>(p.C) * kHead : nullptr;
-      shift(false, state);
-      fetch_shift(l, true, ffn_x);
+      const StateOf state = state_of(i);
+      shift(false, state.att_x);
+      fetch_shift(l, true, state.ffn_x);
       time_mix_products(l);
-      if (blockIdx.x < p.n_head) head(l, S);
+      if (blockIdx.x < p.n_head) head(l, state.S);
       output();
-      shift(true, ffn_x);
-      if (i + 1 < p.n) fetch_shift(Layer(p, i + 1, s), false, att_x(i + 1));
+      shift(true, state.ffn_x);
+      if (i + 1 < p.n) fetch_shift(Layer(p, i + 1, s), false, state_of(i + 1).att_x);
       channel_mix();
       add_parts(i + 1 == p.n);
       __syncwarp();

@@ -27,8 +27,10 @@ struct Resident {
   const duetp_layer* const* layers;  // [first .. first + n) of a model with bf16 weights
   uint32_t first, n;
   float *x, *v_first;  // f32 [C]
-  float* state;        // of layer 0, slot 0: att_x [C], S [H, N, N], ffn_x [C]
-  uint64_t layer_stride, slot_stride;  // of the state, in elements
+  char* state;         // of layer 0, slot 0: att_x f32 [C], S [H, N, N], ffn_x f32 [C]
+  duet_dtype stored;   // of S: f32, bf16 or f16
+  uint32_t stored_bytes;
+  uint64_t layer_stride, slot_stride;  // of the state, in bytes
   const int32_t *used, *starts, *slots;
   ResidentScratch scratch;
 };
