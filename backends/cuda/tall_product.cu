@@ -110,42 +110,43 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kRows>) tall_kernel(__grid_c
   uint64_t *full = reinterpret_cast<uint64_t*>(shared + (ring - shared_address(shared)) + n_stages * kStage), *empty = full + n_stages;
   float* slice = reinterpret_cast<float*>(empty + n_stages);  // [kSlice][kSliceStride]
 
+  const bool copies = threadIdx.x == kConsumers;
+  const uint64_t once = gridDim.x == plan.n_shares ? read_once() : read_often(), often = read_often();
+  const auto copy_weights = [&](const Place& p, uint32_t stage) {
+    const uint32_t to = ring + stage * kStage;
+    barrier_expect(full + stage, kStage);
+    if constexpr (kInMajor) {
+#pragma unroll
+      for (uint32_t i = 0; i < kGroups; ++i) copy_box(to + i * kPart, plan.w + p.product, p.tile * kOutputs + 64 * i, p.k * kInputs, full + stage, once);
+    } else {
+      copy_box(to, plan.w + p.product, p.k * kInputs, p.tile * kOutputs, full + stage, once);
+    }
+  };
+  const auto copy_x = [&](const Place& at, uint32_t stage) {
+    copy_box(ring + stage * kStage + kGroups * kPart, plan.x + at.product, at.k * kInputs, row, full + stage, often);
+  };
+  const auto advance = [&](Place& p) {
+    if (++p.k == plan.item[p.product].n_k) next_tile(plan, p);
+  };
+  const uint32_t ahead = min(n_stages, end - begin);
+  Place p = place(plan, begin);
+  const Place first = p;
+  if (copies) {
+    for (uint32_t i = 0; i < n_stages; ++i) {
+      barrier_init(full + i, 1);
+      barrier_init(empty + i, kConsumers / 32);
+    }
+    barriers_made();
+    // the weights of the first stages come before the inputs are there
+    for (uint32_t i = 0; i < ahead; ++i, advance(p)) copy_weights(p, i);
+  }
+  __syncthreads();
+  wait_for_inputs();
   if (threadIdx.x >= kConsumers) {
     registers_down<kBlocks<kRows> == 2 ? 32 : 40>();
-    const bool copies = threadIdx.x == kConsumers;
-    const uint64_t once = gridDim.x == plan.n_shares ? read_once() : read_often();
-    const auto copy_weights = [&](const Place& p, uint32_t stage) {
-      const uint32_t to = ring + stage * kStage;
-      barrier_expect(full + stage, kStage);
-      if constexpr (kInMajor) {
-#pragma unroll
-        for (uint32_t i = 0; i < kGroups; ++i) copy_box(to + i * kPart, plan.w + p.product, p.tile * kOutputs + 64 * i, p.k * kInputs, full + stage, once);
-      } else {
-        copy_box(to, plan.w + p.product, p.k * kInputs, p.tile * kOutputs, full + stage, once);
-      }
-    };
-    const auto advance = [&](Place& p) {
-      if (++p.k == plan.item[p.product].n_k) next_tile(plan, p);
-    };
-    const uint64_t often = read_often();
-    const auto copy_x = [&](const Place& at, uint32_t stage) {
-      copy_box(ring + stage * kStage + kGroups * kPart, plan.x + at.product, at.k * kInputs, row, full + stage, often);
-    };
-    const uint32_t ahead = min(n_stages, end - begin);
-    Place p = place(plan, begin), first = p;
     if (copies) {
-      for (uint32_t i = 0; i < n_stages; ++i) {
-        barrier_init(full + i, 1);
-        barrier_init(empty + i, kConsumers / 32);
-      }
-      barriers_made();
-      // the weights of the first stages come before the inputs are there
-      for (uint32_t i = 0; i < ahead; ++i, advance(p)) copy_weights(p, i);
-    }
-    __syncthreads();
-    wait_for_inputs();
-    if (copies) {
-      for (uint32_t i = 0; i < ahead; ++i, advance(first)) copy_x(first, i);
+      Place at = first;
+      for (uint32_t i = 0; i < ahead; ++i, advance(at)) copy_x(at, i);
       uint32_t stage = 0, parity = 0;
       for (uint32_t unit = begin + ahead; unit < end; ++unit, advance(p)) {
         barrier_wait(empty + stage, parity);
@@ -156,13 +157,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kRows>) tall_kernel(__grid_c
     }
   } else {
     registers_up<kBlocks<kRows> == 2 ? 104 : 232>();
-    __syncthreads();
-    wait_for_inputs();
     const uint32_t group = threadIdx.x / 128, warp = threadIdx.x % 128 / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const uint32_t n_rows = min(kRows, used - row);
     float sums[kRows / 2];
     uint32_t stage = 0, parity = 0;
-    Place p = place(plan, begin);
+    p = first;
     for (uint32_t unit = begin; unit < end; next_tile(plan, p)) {
       const Item& item = plan.item[p.product];
       const uint32_t n = min(item.n_k - p.k, end - unit);
