@@ -55,7 +55,8 @@ struct Plan {
   uint32_t offset[2][DUETP_T_COUNT];  // of tensors in a layer's memory: of layer 0, of the others
   uint32_t first, n, C, F, n_head, rank[4];  // ranks: w, a, v, g, in the order of DUETP_T_W1
   bool skips;  // rows of value whose input is zero; otherwise all are read ahead of time
-  uint32_t at_once, low_at_once[4], abreast;  // rows of C inputs in a stage, of low-rank inputs; rows of value at which the threads work, 8 columns each
+  uint32_t at_once, abreast;  // rows of C inputs in a stage; rows of value at which the threads work, 8 columns each
+  uint32_t low_begin[5], low_at_once[4], low_stage[2][5];  // of second low-rank matrices: the first input, rows in a stage, the first stage (of layer 0, of the others)
   float ln_eps, gn_eps, reciprocal_of_C;
   Resident a;
 };
@@ -329,6 +330,16 @@ __device__ __forceinline__ float2 lane_sums(float2 x) {
   for (int d = 16; d > 0; d /= 2) x = {x.x + __shfl_xor_sync(~0u, x.x, d), x.y + __shfl_xor_sync(~0u, x.y, d)};
   return x;
 }
+// Where the k-th set bit of a tile's mask is
+__device__ __forceinline__ uint32_t place_of_bit(uint32_t mask, uint32_t k) {
+  uint32_t at = 0;
+#pragma unroll
+  for (uint32_t width = kTile / 2; width > 0; width /= 2) {
+    const uint32_t below = __popc(mask >> at & ((1u << width) - 1));
+    if (k >= below) k -= below, at += width;
+  }
+  return at;
+}
 __device__ __noinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 __device__ __forceinline__ void copy_async(float2* to, const float* from) {
@@ -534,9 +545,7 @@ struct Worker {
 #pragma unroll 1
     for (uint32_t i = 0; i < products.n; ++i) {
       const uint32_t q = products.of[i].product, begin = products.of[i].begin;
-      uint64_t* to = q <= kV ? told.rkv + q * p.C : told.low;
-#pragma unroll 1
-      for (uint32_t j = 0; q > kV && j < low_of(q); ++j) to += p.rank[j];
+      uint64_t* to = q <= kV ? told.rkv + q * p.C : told.low + p.low_begin[low_of(q)];
       rows(products.of[i].end - begin, input(products.of[i].input), taken, q == kLowW ? Use::tell_tanh : q == kLowG ? Use::tell_sigmoid : Use::tell, to + begin);
     }
     is_waiting(true);
@@ -544,9 +553,9 @@ struct Worker {
 
   // What the head needs of step 3: the low-rank products' inputs, r, k and v
   __device__ void hear_head(const Layer& l) {
-    const uint32_t n_hidden = p.rank[0] + p.rank[1] + p.rank[2] + p.rank[3], missing = p.rank[0] + p.rank[1], n = n_hidden + 3 * kHead;
+    const uint32_t n_hidden = p.low_begin[4], n = n_hidden + 3 * kHead;
     const auto word = [&](uint32_t j) { return j < n_hidden ? told.low + j : told.rkv + (j - n_hidden) / kHead * p.C + blockIdx.x * kHead + (j - n_hidden) % kHead; };
-    const auto is_there = [&](uint32_t j) { return j < n && !(l.is_first && j >= missing && j < missing + p.rank[2]); };
+    const auto is_there = [&](uint32_t j) { return j < n && !(l.is_first && j >= p.low_begin[2] && j < p.low_begin[3]); };
     if (warp == 0) warp_awaits(n / 32, step, [&](uint32_t i) { return word(is_there(32 * i + 31) ? 32 * i + 31 : n - 1); });
     workers_meet();  // all have read what the inputs were before
 #pragma unroll 1
@@ -576,30 +585,28 @@ struct Worker {
   // The second low-rank products of the head's channels by the tensor core, and what becomes of them: sixteen rows of one matrix
   // a warp. `bias`: of rows g and g + 8 of these.
   __device__ void low_products(const Layer& l, float2 bias) {
-    const uint32_t g = lane / 4, t = lane % 4, row = warp % 4 * 16;
-    const uint4* hidden = input(0);
+    const uint32_t g = lane / 4, t = lane % 4, m = warp / 4, row = warp % 4 * 16;
+    const uint32_t(&stage)[5] = p.low_stage[l.is_first ? 0 : 1];
+    const uint32_t n = p.rank[m] / 8, at_once = p.low_at_once[m], before = stage[m], after = stage[m + 1], end = stage[4];
+    const uint4* hidden = input(0) + p.low_begin[m] / 8;
     Sums sums;
 #pragma unroll 1
-    for (uint32_t m = 0; m < 4; ++m) {
-      const uint32_t n = p.rank[m] / 8, at_once = p.low_at_once[m];
-      if (m != 2 || !l.is_first)
-#pragma unroll 1
-        for (uint32_t first = 0; first < kHead; first += at_once) {
-          if (m == warp / 4 && row >= first && row < first + at_once) {
-            const uint4 *low = ring.take() + (row - first + g) * n, *high = low + 8 * n;
+    for (uint32_t i = 0, first = 0; i < end; ++i) {
+      if (i >= before && i < after) {
+        if (row >= first && row < first + at_once) {
+          const uint4 *low = ring.take() + (row - first + g) * n, *high = low + 8 * n;
 #pragma unroll 4
-            for (uint32_t j = t; j < (n + 3) / 4 * 4; j += 4) {  // the four lanes of a row go together
-              const bool inside = j < n;
-              const uint4 zero{0, 0, 0, 0}, a = inside ? low[j] : zero, b = inside ? high[j] : zero, x = inside && g == 0 ? hidden[j] : zero;
-              multiply(sums, a.x, b.x, a.y, b.y, x.x, x.y);
-              multiply(sums, a.z, b.z, a.w, b.w, x.z, x.w);
-            }
+          for (uint32_t j = t; j < (n + 3) / 4 * 4; j += 4) {  // the four lanes of a row go together
+            const bool inside = j < n;
+            const uint4 zero{0, 0, 0, 0}, a = inside ? low[j] : zero, b = inside ? high[j] : zero, x = inside && g == 0 ? hidden[j] : zero;
+            multiply(sums, a.x, b.x, a.y, b.y, x.x, x.y);
+            multiply(sums, a.z, b.z, a.w, b.w, x.z, x.w);
           }
-          ring.give_back();
         }
-      hidden += n;
+        first += at_once;
+      }
+      ring.give_back();
     }
-    const uint32_t m = warp / 4;
     const auto finish = [&](float x) { return m == 0 ? expf(-0.60653065971263342f * sigmoid(x)) : m == 3 ? x : sigmoid(x); };
     if (t == 0) s.low[m][row + g] = finish(sums.v[0] + bias.x), s.low[m][row + g + 8] = finish(sums.v[2] + bias.y);
     workers_meet();
@@ -716,7 +723,7 @@ struct Worker {
     workers_meet();
     is_waiting(false);
     float sums[8] = {};
-    uint32_t taken = 0, turn = 0;
+    uint32_t taken = 0;
 #pragma unroll 1
     for (uint32_t at = 0; at < n + kTile; at += kTile) {
       if (at < n) {
@@ -727,15 +734,17 @@ struct Worker {
       if (at < kTile) continue;
       const uint32_t before_at = at - kTile, of = tiles + before_at / kTile;
       wait_for([&] { return barrier_passed_soon(&s.ready[of % 2], of / 2 % 2); });
-      for (uint32_t mask = __ballot_sync(~0u, lane < tile(before_at) && (!p.skips || s.u[before_at + lane % kTile] != 0)); mask != 0;) {
-        const uint32_t here = min(p.at_once, static_cast<uint32_t>(__popc(mask)));
+      const uint32_t wanted = __ballot_sync(~0u, lane < tile(before_at) && (!p.skips || s.u[before_at + lane % kTile] != 0)), n_wanted = __popc(wanted);
+      const uint32_t own_row = place_of_bit(wanted, lane);
+#pragma unroll 1
+      for (uint32_t first = 0; first < n_wanted; first += p.at_once) {
+        const uint32_t here = min(p.at_once, n_wanted - first);
         const uint4* rows_of_value = ring.take();
 #pragma unroll 2
-        for (uint32_t i = 0; i < here; ++i, mask &= mask - 1) {
-          const bool is_mine = turn == group;
-          if (++turn == p.abreast) turn = 0;
-          if (!is_mine) continue;
-          const float u = s.u[before_at + __ffs(mask) - 1];
+        for (uint32_t begin = 0; begin < here; begin += p.abreast) {
+          const uint32_t i = begin + group, row = __shfl_sync(~0u, own_row, (first + i) % 32);
+          if (i >= here || group >= p.abreast) continue;
+          const float u = s.u[before_at + row];
           const uint4 v = rows_of_value[i * across + threadIdx.x - group * across];
           const uint32_t words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
@@ -913,7 +922,10 @@ Error resident_layers(const Resident& a, duet_gpu::Stream stream) {
   p.at_once = rows_of_stage(s.n_embd), p.abreast = kWorkers / (s.n_embd / 8);
   // A ring that holds a block's share of a layer is never what it waits for.
   p.skips = 2ull * p.C * (4 * p.C + 2 * p.F) / multiprocessors() > kStages * kStageBytes;
-  for (uint32_t i = 0; i < 4; ++i) p.low_at_once[i] = low_rows_of_stage(p.rank[i]);
+  for (uint32_t i = 0; i < 4; ++i) {
+    p.low_begin[i + 1] = p.low_begin[i] + p.rank[i], p.low_at_once[i] = low_rows_of_stage(p.rank[i]);
+    for (const uint32_t later : {0, 1}) p.low_stage[later][i + 1] = p.low_stage[later][i] + (p.rank[i] == 0 || (i == 2 && later == 0) ? 0 : (kHead + p.low_at_once[i] - 1) / p.low_at_once[i]);
+  }
   p.ln_eps = s.ln_eps, p.gn_eps = s.gn_eps, p.reciprocal_of_C = 1.0f / s.n_embd;
   p.a = a;
   const uint32_t shared = shared_bytes(s.n_embd);
