@@ -12,6 +12,17 @@ __device__ __forceinline__ void barrier_init(uint64_t* barrier, uint32_t count) 
 __device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
   asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(shared_address(barrier)) : "memory");
 }
+// A warp's arrival: one lane's for all. compute-sanitizer's racecheck sees no order through that; compiled with DUET_RACECHECK,
+// all lanes arrive.
+#if defined(DUET_RACECHECK)
+constexpr uint32_t kArrivalsOfWarp = 32;
+#else
+constexpr uint32_t kArrivalsOfWarp = 1;
+#endif
+__device__ __forceinline__ void warp_arrives(uint64_t* barrier) {
+  __syncwarp();
+  if (kArrivalsOfWarp > 1 || threadIdx.x % 32 == 0) barrier_arrive(barrier);
+}
 // Whether the phase of this parity is over, as it is for parity 1 before the first phase. Returns at once.
 __device__ __forceinline__ bool barrier_passed(uint64_t* barrier, uint32_t parity) {
   uint32_t passed;

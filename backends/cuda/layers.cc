@@ -1,6 +1,6 @@
 // Rung 2: a run of layers, with what stands side by side in the equations in one launch.
 #include "pass.h"
-#include "resident.h"
+#include "resident/resident.h"
 
 namespace duet_cuda {
 namespace {
@@ -140,7 +140,7 @@ bool is_resident(const Pass& p, const duetp_step& a) {
 }
 
 // One token of one sequence
-void resident(const Pass& p, const duetp_step& a) {
+void run_resident(const Pass& p, const duetp_step& a) {
   const duetp_shape& shape = a.layers[a.first_layer]->shape;
   Resident r{};
   r.layers = a.layers;
@@ -159,7 +159,7 @@ void resident(const Pass& p, const duetp_step& a) {
 duet_status run_layers(void* self, duetp_queue* q, const duetp_step* a) {
   return guarded(self, [&](Device&) {
     const Pass p(*q, *a->frame, a->state, a->mode, *a->layers[a->first_layer]);
-    if (is_resident(p, *a)) return resident(p, *a);
+    if (is_resident(p, *a)) return run_resident(p, *a);
     float *x = pointer<float>(a->x), *v_first = pointer<float>(a->v_first);
     p.place();
     for (uint32_t i = a->first_layer; i < a->first_layer + a->n_layer; ++i) layer(p, *a->layers[i], x, v_first);

@@ -596,8 +596,7 @@ __device__ __forceinline__ void produce(const Wkv& a, const Share& b, int warp, 
       scale_rows<N, kReads>(stage, min(kChunk, b.length - chunk * kChunk), lane);
       __syncwarp();
       couple_tokens<N, kReads>(stage, lane);
-      __syncwarp();
-      if (lane == 0) barrier_arrive(b.full + chunk % b.stages);
+      warp_arrives(b.full + chunk % b.stages);
     }
     if (wanted) {
       barrier_wait(freed(next), freed_parity(next));
@@ -615,8 +614,7 @@ __device__ __forceinline__ void walk(const Wkv& a, const Share& b, State<N>& sta
   for (int left = b.length - lane % 4 * 2, chunk = 0; chunk < chunks; ++chunk) {
     barrier_wait(b.full + at, parity);
     const Square y = walk_chunk<N, kReads>(state, b.ring + at * b.stage_size, b.slice + 4, warp_value, valued, lane);
-    __syncwarp();
-    if (lane == 0) barrier_arrive(b.empty + at);
+    warp_arrives(b.empty + at);
     if constexpr (kReads) {
       const auto write = [&](int token, float low, float high) {
         if (token < left) {
@@ -655,8 +653,8 @@ __global__ void __maxnreg__(N > 64 ? 168 : 128) wkv_chunked_kernel(Wkv a, WkvPla
   uint64_t* const empty = full + stages;
   if (threadIdx.x == 0) {
     for (int i = 0; i < stages; ++i) {
-      barrier_init(full + i, 1);
-      barrier_init(empty + i, walkers);
+      barrier_init(full + i, kArrivalsOfWarp);
+      barrier_init(empty + i, walkers * kArrivalsOfWarp);
     }
   }
   duet_gpu::wait_for_inputs();

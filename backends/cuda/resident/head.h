@@ -1,0 +1,164 @@
+// A head, by the block of its number: the second low-rank products, wkv, norm and gate.
+#pragma once
+#include "resident/token_shift.h"
+
+namespace duet_cuda::resident {
+
+struct Head : TokenShift {
+  using TokenShift::TokenShift;
+
+  // What the head needs of step 3: the low-rank products' inputs, r, k and v
+  __device__ void hear_head(const Layer& l) {
+    const uint32_t n_hidden = p.low_begin[4], n = n_hidden + 3 * kHead;
+    const auto word = [&](uint32_t j) { return j < n_hidden ? told.low + j : told.rkv + (j - n_hidden) / kHead * p.C + blockIdx.x * kHead + (j - n_hidden) % kHead; };
+    const auto is_there = [&](uint32_t j) { return j < n && !(l.is_first && j >= p.low_begin[2] && j < p.low_begin[3]); };
+    if (warp == 0) warp_awaits(n / 32, step, [&](uint32_t i) { return word(is_there(32 * i + 31) ? 32 * i + 31 : n - 1); });
+    workers_meet();  // all have read what the inputs were before
+#pragma unroll 1
+    for (uint32_t first = 0; first < n; first += 2 * kWorkers) {
+      Told<1> t[2];
+      const auto for_both = [&](auto&& f) {
+#pragma unroll
+        for (uint32_t i = 0; i < 2; ++i)
+          if (const uint32_t j = first + threadIdx.x + i * kWorkers; is_there(j)) f(t[i], j);
+      };
+      warp_waits_for([&] {
+        bool all = true;
+        for_both([&](Told<1>& of, uint32_t j) { of.look(word(j)); });
+        for_both([&](const Told<1>& of, uint32_t) { all = all && of.is_of(step); });
+        return all;
+      });
+      for_both([&](const Told<1>& of, uint32_t j) {
+        if (j < n_hidden)
+          reinterpret_cast<bf16*>(scratch)[j] = __float2bfloat16_rn(of[0]);
+        else
+          s.rkv[j - n_hidden] = of[0];
+      });
+    }
+    workers_meet();
+  }
+
+  // The second low-rank products of the head's channels by the tensor core, and what becomes of them: sixteen rows of one matrix
+  // a warp. `bias`: of rows g and g + 8 of these.
+  __device__ void low_products(const Layer& l, float2 bias) {
+    const uint32_t g = lane / 4, t = lane % 4, m = warp / 4, row = warp % 4 * 16;
+    const uint32_t(&stage)[5] = p.low_stage[l.is_first ? 0 : 1];
+    const uint32_t n = p.rank[m] / 8, at_once = p.low_at_once[m], before = stage[m], after = stage[m + 1], end = stage[4];
+    const uint4* hidden = input(0) + p.low_begin[m] / 8;
+    Sums sums;
+#pragma unroll 1
+    for (uint32_t i = 0, first = 0; i < end; ++i) {
+      if (i >= before && i < after) {
+        if (row >= first && row < first + at_once) {
+          const uint4 *low = ring.take() + (row - first + g) * n, *high = low + 8 * n;
+#pragma unroll 4
+          for (uint32_t j = t; j < (n + 3) / 4 * 4; j += 4) {  // the four lanes of a row go together
+            const bool inside = j < n;
+            const uint4 zero{0, 0, 0, 0}, a = inside ? low[j] : zero, b = inside ? high[j] : zero, x = inside && g == 0 ? hidden[j] : zero;
+            multiply(sums, a.x, b.x, a.y, b.y, x.x, x.y);
+            multiply(sums, a.z, b.z, a.w, b.w, x.z, x.w);
+          }
+        }
+        first += at_once;
+      }
+      ring.give_back();
+    }
+    const auto finish = [&](float x) { return m == 0 ? expf(-0.60653065971263342f * sigmoid(x)) : m == 3 ? x : sigmoid(x); };
+    if (t == 0) s.low[m][row + g] = finish(sums.v[0] + bias.x), s.low[m][row + g + 8] = finish(sums.v[2] + bias.y);
+    workers_meet();
+  }
+
+  // The sums of a and b over the first two warps, to their threads. Nobody else comes.
+  __device__ float2 head_sum(float a, float b, uint32_t which) const {
+    const float2 own = lane_sums({a, b});
+    if (lane == 0) s.sums[which][2 * warp] = own.x, s.sums[which][2 * warp + 1] = own.y;
+    asm volatile("bar.sync 2, 64;" ::: "memory");
+    return {s.sums[which][0] + s.sums[which][2], s.sums[which][1] + s.sums[which][3]};
+  }
+
+  // f(row of the warp's four, something of the type in which the state is stored)
+  template <class F>
+  __device__ void for_state_rows(F&& f) const {
+    const auto each = [&](auto element) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) f(j, element);
+    };
+    if (p.a.stored == DUET_F32)
+      each(float());
+    else if (p.a.stored == DUET_BF16)
+      each(duet_gpu::bf16());
+    else
+      each(duet_gpu::f16());
+  }
+
+  // The head of this block's number. The first two warps have its channels, each warp four rows of S.
+  __device__ void head(const Layer& l, char* state) {
+    const uint32_t i = threadIdx.x, channel = blockIdx.x * kHead + i;
+    const uint32_t first_pair = 4 * warp * (kHead / 2) + lane;  // of S, a row's pairs side by side
+    float2 S[4] = {};
+    if (state) {
+      const void* rows = ring.take();
+      for_state_rows([&](int j, auto element) { S[j] = read_pair<decltype(element)>(rows, first_pair + j * (kHead / 2)); });
+      ring.give_back();
+    }
+    const float* weights = reinterpret_cast<const float*>(ring.take());
+    const auto weight = [&](HeadVector which) { return weights[which * kHead + i % kHead]; };
+    const float k_k = weight(kKK), k_a = weight(kKA), r_k = weight(kRK), ln_w = weight(kLnW), ln_b = weight(kLnB);
+    const uint32_t of = warp % 4 * 16 + lane / 4;
+    const float2 bias = warp / 4 == 3 ? float2{0, 0} : float2{weights[warp / 4 * kHead + of], weights[warp / 4 * kHead + of + 8]};
+    ring.give_back();
+    const float v_first = i < kHead && !l.is_first ? __ldcg(p.a.v_first + channel) : 0.0f;
+    hear_head(l);
+    is_waiting(false);  // what this takes out of the ring should be there again when the other blocks go on
+    low_products(l, bias);
+    float v = 0, bonus = 0;
+    if (i < kHead) {
+      const float r = s.rkv[i], k = s.rkv[kHead + i], a = s.low[1][i];
+      v = s.rkv[2 * kHead + i];
+      if (!l.is_first)
+        v += (v_first - v) * s.low[2][i];
+      else
+        p.a.v_first[channel] = v;
+      const float k2 = k * (1.0f + (a - 1.0f) * k_a);
+      float kk = k * k_k;
+      s.k[i] = k2, s.v[i] = v;
+      const float2 sums = head_sum(kk * kk, r * k2 * r_k, 0);
+      kk /= fmaxf(sqrtf(sums.x), 1e-12f);
+      s.minus_kk[i] = -kk, s.b[i] = kk * a;
+      bonus = sums.y;
+    }
+    workers_meet();
+    const auto keys = [&](const float* of) { return reinterpret_cast<const float2*>(of)[lane]; };
+    const float2 minus_kk = keys(s.minus_kk), b = keys(s.b), w = keys(s.low[0]), k2 = keys(s.k), r2 = keys(s.rkv);
+    float removed[4], y[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) removed[j] = S[j].x * minus_kk.x + S[j].y * minus_kk.y;
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) removed[j] += __shfl_xor_sync(~0u, removed[j], d);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float value = s.v[4 * warp + j];
+      S[j] = {S[j].x * w.x + removed[j] * b.x + value * k2.x, S[j].y * w.y + removed[j] * b.y + value * k2.y};
+      y[j] = S[j].x * r2.x + S[j].y * r2.y;
+    }
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) y[j] += __shfl_xor_sync(~0u, y[j], d);
+    if (lane == 0) *reinterpret_cast<float4*>(s.y + 4 * warp) = {y[0], y[1], y[2], y[3]};
+    if (state) {
+      void* rows = state + static_cast<uint64_t>(blockIdx.x) * kHead * kHead * p.a.stored_bytes;
+      for_state_rows([&](int j, auto element) { write_pair<decltype(element)>(rows, first_pair + j * (kHead / 2), S[j]); });
+    }
+    workers_meet();
+    if (i >= kHead) return;
+    const float own_y = s.y[i], mean = head_sum(own_y, 0, 1).x / kHead, centred = own_y - mean;
+    const float scale = rsqrtf(head_sum(centred * centred, 0, 0).x / kHead + p.gn_eps);
+    const float gated = (centred * scale * ln_w + ln_b + bonus * v) * s.low[3][i], neighbour = __shfl_down_sync(~0u, gated, 1);
+    if (i % 2 == 0) tell(told.gated + channel / 2, float2{gated, neighbour}, step);
+  }
+};
+
+}  // namespace duet_cuda::resident

@@ -1,0 +1,79 @@
+// Norms and token shifts: the first warp, a pair of the block's columns a lane.
+#pragma once
+#include "resident/worker.h"
+
+namespace duet_cuda::resident {
+
+__device__ __forceinline__ void copy_async(float2* to, const float* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(to)), "l"(__cvta_generic_to_global(from)) : "memory");
+}
+
+struct TokenShift : Worker {
+  using Worker::Worker;
+  float reference;  // the mean before
+
+  // What a token shift reads of its own, long before it does
+  __device__ void fetch_shift(const Layer& l, bool is_channel_mix, const float* state) const {
+    if (warp != 0 || s.own.begin + 2 * lane >= s.own.end) return;
+    const uint32_t c = s.own.begin + 2 * lane, first_mix = is_channel_mix ? static_cast<uint32_t>(kMixChannel) : 0, n_mixes = is_channel_mix ? 1 : static_cast<uint32_t>(kTimeMixes);
+    float2(*to)[kMaxOwn / 2] = is_channel_mix ? s.channel_shift : s.time_shift;
+    copy_async(&to[0][lane], l.vector(is_channel_mix ? DUETP_T_LN2_W : DUETP_T_LN1_W) + c);
+    copy_async(&to[1][lane], l.vector(is_channel_mix ? DUETP_T_LN2_B : DUETP_T_LN1_B) + c);
+    if (state)
+      copy_async(&to[2][lane], state + c);
+    else
+      to[2][lane] = {0, 0};
+#pragma unroll 1
+    for (uint32_t i = 0; i < n_mixes; ++i) copy_async(&to[3 + i][lane], l.vector(mix_tensor(first_mix + i)) + c);
+  }
+
+  // The norm of x, by the sums of how far its elements are from the mean before, and its mixes with the vector before; `state` (if there is one) gets what the next token will mix with.
+  __device__ void shift_own(bool is_channel_mix, float* state) {
+    const uint32_t begin = s.own.begin, n = s.own.end - begin, last = gridDim.x - 1;
+    const bool inside = 2 * lane < n;
+    const float2 x = inside ? *reinterpret_cast<const float2*>(s.x + 2 * lane) : float2{0, 0};
+    const float2 d = inside ? float2{x.x - reference, x.y - reference} : float2{0, 0};
+    const float2 own = lane_sums({d.x + d.y, d.x * d.x + d.y * d.y});
+    uint64_t* sums = told.sums + (is_channel_mix ? 2 * gridDim.x : 0);
+    if (lane < 2) tell(sums + 2 * blockIdx.x + lane, lane == 0 ? own.x : own.y, step);
+
+    constexpr uint32_t kOfLane = kMaxBlocks / 32;
+    Told<2> t[kOfLane];
+    warp_waits_for([&] {
+      bool all = true;
+#pragma unroll
+      for (uint32_t j = 0; j < kOfLane; ++j) t[j].look(sums + 2 * min(lane + 32 * j, last));
+#pragma unroll
+      for (uint32_t j = 0; j < kOfLane; ++j) all = all && t[j].is_of(step);
+      return all;
+    });
+    float2 total{0, 0};
+#pragma unroll
+    for (uint32_t j = 0; j < kOfLane; ++j)
+      if (lane + 32 * j <= last) total.x += t[j][0], total.y += t[j][1];
+    total = lane_sums(total);
+    const float off = total.x * p.reciprocal_of_C, mean = reference + off, scale = rsqrtf(fmaxf(fmaf(-off, off, total.y * p.reciprocal_of_C), 0.0f) + p.ln_eps);
+    reference = mean;
+    if (!inside) return;
+
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    const float2(*vectors)[kMaxOwn / 2] = is_channel_mix ? s.channel_shift : s.time_shift;
+    const float2 w = vectors[0][lane], b = vectors[1][lane], before = vectors[2][lane];
+    const float2 y{(x.x - mean) * scale * w.x + b.x, (x.y - mean) * scale * w.y + b.y};
+    const uint32_t pair = begin / 2 + lane;
+    const auto mix = [&](uint32_t of, float2 m) { tell(told.mixes + of * (p.C / 2) + pair, float2{y.x + (before.x - y.x) * m.x, y.y + (before.y - y.y) * m.y}, step); };
+    if (is_channel_mix) {
+      mix(kMixChannel, vectors[3][lane]);
+    } else {
+#pragma unroll
+      for (uint32_t i = 0; i < kTimeMixes; ++i) mix(i, vectors[3 + i][lane]);
+    }
+    if (state) *reinterpret_cast<float2*>(state + 2 * pair) = y;
+  }
+  __device__ void shift(bool is_channel_mix, float* state) {
+    if (warp == 0) shift_own(is_channel_mix, state);
+    workers_meet();  // now the mixes are about to come
+  }
+};
+
+}  // namespace duet_cuda::resident
