@@ -50,7 +50,7 @@ struct Device {
   duetp_device table;
   int index;
   int compute_major;  // of the compute capability
-  const char* resident;  // DUET_CUDA_RESIDENT: 1 or 0, to have the resident kernel wherever it can run, or nowhere; null: where it is faster
+  const char* resident;  // DUET_CUDA_RESIDENT: 0, for one sequence to take kernels of its own for every step; null, or anything else: where it can, one for all (resident/)
   cudaStream_t setup;  // for what must be done before a queue's next work, also while that queue records
   Cublas cublas;
   std::mutex fault_mutex;
