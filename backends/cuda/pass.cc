@@ -8,8 +8,10 @@
 namespace duet_cuda {
 namespace {
 
-// Who computes products. Up to kFewRows it is product.h.
-constexpr uint32_t kFewRows = 16;
+// Who computes products. Up to kFewRows it is product.h; in models narrower than kWide up to kFewRowsOfLessWide, and up to
+// kFewRowsAlone where tall_product.h does not serve (a step of 8, 16 rows with it and without, ms: 7.2b 5.88 against 5.97, 6.25 against
+// 6.67; 1.5b 1.81 against 1.90, 1.96 against 2.57; 0.4b 1.01 against 0.96, 1.09 against 1.29).
+constexpr uint32_t kFewRows = 6, kFewRowsOfLessWide = 8, kFewRowsAlone = 16, kWide = 2048;
 // Where tall_product.h does not serve, above this many rows cuBLAS: of wide matrices, and of narrow ones, whose products go side by
 // side in product.h.
 constexpr uint32_t kFewRowsOfNarrow = 64, kNarrow = 2048;
@@ -93,8 +95,8 @@ Pass::By Pass::best(const TallProducts& t, bool may_be_cublas) const {
     bytes += 2ull * n_in * n_out;
     fewer_outputs &= n_out < n_in;
   }
-  if (!tall_takes(t)) return rows > (width <= kNarrow ? kFewRowsOfNarrow : kFewRows) && has_cublas() ? By::cublas : By::few;
-  if (rows <= kFewRowsOfSmall && bytes < kSmall) return By::few;
+  if (!tall_takes(t)) return rows > (width <= kNarrow ? kFewRowsOfNarrow : kFewRowsAlone) && has_cublas() ? By::cublas : By::few;
+  if ((rows <= kFewRowsOfLessWide && width < kWide) || (rows <= kFewRowsOfSmall && bytes < kSmall)) return By::few;
   const bool several = p.n > 1 && rows <= (fewer_outputs ? kTallRowsOfLowRank : kTallRows);
   const bool large = p.n == 1 && (rows <= kTallRowsOfOne / 2 ? bytes >= kLarge / 2 : rows <= kTallRowsOfOne && bytes >= kLarge);
   return several || large || !has_cublas() ? By::tall : By::cublas;
