@@ -76,7 +76,7 @@ struct Skipping {
 };
 constexpr size_t kSkipRows = 4, kSkipStreams = 16;
 constexpr size_t skip_steps(size_t inputs) { return (inputs + kSkipStreams - 1) / kSkipStreams; }
-constexpr size_t skip_scratch_bytes(size_t in, size_t out) { return (in + kSkipStreams) * sizeof(uint32_t) + 64 + out * sizeof(uint16_t); }
+constexpr size_t skip_scratch_bytes(size_t in, size_t out) { return (in + kSkipStreams) * sizeof(uint32_t) + in * sizeof(uint16_t) + 64 + out * sizeof(uint16_t); }
 // sum[row][0..w.out) += inputs times their rows, in the order of the steps; x (m) [rows, w.in], rows <= kSkipRows; sums are ld apart
 void add_rows(const Skipping& s, const void* x, size_t rows, float* sum, size_t ld);
 // y += n parts, ld apart, one after the other

@@ -4,6 +4,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstring>
 
 #pragma GCC diagnostic ignored "-Wuninitialized"  // g++ 12: in its own _mm512_reduce_add_ps
@@ -112,19 +113,24 @@ BF16_DOT inline void add_pairs(const uint16_t* const (*rows)[2], const uint32_t 
   }
 }
 
+struct Wanted {
+  const uint32_t* list;   // the first inputs of pairs
+  const uint16_t* any;    // of each input, the bits of all rows of x
+  const uint16_t* zeros;  // in the place of a row of w that is not wanted
+};
+
 template <size_t P, size_t B>
-BF16_DOT void add_list(const Skipping& s, const uint32_t* list, size_t n, const uint16_t* x, const uint16_t* zeros, float* sum, size_t ld) {
+BF16_DOT void add_list(const Skipping& s, const Wanted& want, size_t n, const uint16_t* x, float* sum, size_t ld) {
   const size_t in = s.w.in, apart = skip_steps(s.to - s.from);
   const uint16_t* w = static_cast<const uint16_t*>(s.w.data);
   for (size_t i = 0; i < n; i += P) {
     const uint16_t* rows[P][2];
     uint32_t of[P][B];
     for (size_t j = 0; j < P; ++j) {
-      const size_t k = i + j < n ? list[i + j] : s.to;
-      uint32_t any = 0;
-      for (size_t b = 0; b < B; ++b) any |= of[j][b] = pair(x + b * in, k, k + apart, s.to);
-      rows[j][0] = any & 0xffff ? w + k * s.w.out : zeros;
-      rows[j][1] = any >> 16 ? w + (k + apart) * s.w.out : zeros;
+      const size_t k = i + j < n ? want.list[i + j] : s.to, second = k + apart;
+      rows[j][0] = k < s.to && want.any[k] ? w + k * s.w.out : want.zeros;
+      rows[j][1] = second < s.to && want.any[second] ? w + second * s.w.out : want.zeros;
+      for (size_t b = 0; b < B; ++b) of[j][b] = pair(x + b * in, k, second, s.to);
     }
     size_t at = 0;
     for (; at + 32 <= s.w.out; at += 32) add_pairs<P, B, true>(rows, of, at, 0, sum, ld);
@@ -136,19 +142,24 @@ template <size_t B>
 BF16_DOT void add_all(const Skipping& s, const uint16_t* x, float* sum, size_t ld) {
   const size_t in = s.w.in, apart = skip_steps(s.to - s.from);
   auto* list = static_cast<uint32_t*>(s.scratch);
-  auto* zeros = reinterpret_cast<uint16_t*>((reinterpret_cast<uintptr_t>(list + in + kSkipStreams) + 63) / 64 * 64);  // in the place of a row that is not wanted
+  auto* any = reinterpret_cast<uint16_t*>(list + in + kSkipStreams);
+  auto* zeros = reinterpret_cast<uint16_t*>((reinterpret_cast<uintptr_t>(any + in) + 63) / 64 * 64);
   std::memset(zeros, 0, s.w.out * sizeof *zeros);
+  for (size_t stretch = s.from; stretch < s.to; stretch += apart)
+    for (size_t k = stretch + s.begin; k < std::min(stretch + s.end, s.to); ++k) {
+      uint16_t bits = 0;
+      for (size_t b = 0; b < B; ++b) bits |= x[b * in + k];
+      any[k] = bits;
+    }
   size_t n = 0, all = 0;
   for (size_t step = s.begin; step < s.end; ++step)
     for (size_t k = s.from + step; k < s.to; k += 2 * apart, ++all) {
-      uint32_t any = 0;
-      for (size_t b = 0; b < B; ++b) any |= pair(x + b * in, k, k + apart, s.to);
       list[n] = static_cast<uint32_t>(k);
-      n += any != 0;
+      n += any[k] || (k + apart < s.to && any[k + apart]);
     }
   // For one row that wants nearly all, memory is faster with fewer streams; for more rows the sums' way to the cache would weigh.
-  if (B == 1 && 8 * n > 7 * all) return add_list<2, B>(s, list, n, x, zeros, sum, ld);
-  add_list<8, B>(s, list, n, x, zeros, sum, ld);
+  if (B == 1 && 8 * n > 7 * all) return add_list<2, B>(s, {list, any, zeros}, n, x, sum, ld);
+  add_list<8, B>(s, {list, any, zeros}, n, x, sum, ld);
 }
 
 }  // namespace
