@@ -316,6 +316,9 @@ typedef struct duetp_device {
   uint64_t (*saved_bytes)(void* self, const duetp_shape* s, uint32_t stage, uint32_t n_tokens, uint32_t n_seqs);
   /* Why-not query: NULL = it can; else a static sentence that names the first unmet condition. Optional: NULL slot = all. */
   const char* (*refuses)(void* self, const duetp_shape* s, duet_dtype weights, uint32_t rung);
+  /* With DUETP_CAP_BORROWS_WEIGHTS: 1 if the layer has its own copy of tensor `id`, whose memory the host may then let go. Optional:
+   * NULL slot = it has none. Interposing layers do not pass it on, since they may borrow too. Since 1.1. */
+  uint32_t (*layer_copies)(void* self, const duetp_layer* l, uint32_t id);
 } duetp_device;
 
 /* ---- plugin ---------------------------------------------------------------------------------------------

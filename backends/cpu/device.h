@@ -13,7 +13,8 @@ struct duetp_buffer {
   uint64_t bytes;
 };
 
-// Weights stay where the host has them (DUETP_CAP_BORROWS_WEIGHTS): the one layout that both modes read is the canonical one.
+// Weights stay where the host has them (DUETP_CAP_BORROWS_WEIGHTS): the one layout that both modes read is the canonical one. But
+// for the value matrix of channel mix, unless quantised: that is `value`, [F,C], so that an input that is zero costs no row.
 struct duetp_layer {
   duetp_shape shape;
   uint32_t index;
@@ -22,6 +23,7 @@ struct duetp_layer {
   const float* vector[DUETP_T_COUNT];  // NULL where there is none, and for matrices
   duet_cpu::Matrix matrix[DUETP_T_COUNT];
   uint64_t bytes[DUETP_T_COUNT];
+  void* value;  // the host's memory; NULL = the layer has none of its own
   const duet_cpu::Gemm* gemm[DUETP_T_COUNT];  // the product that parallel mode uses for this matrix
 };
 

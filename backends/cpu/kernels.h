@@ -54,7 +54,7 @@ struct Matrix {
   const void* data = nullptr;  // aligned to its element only
   duet_dtype dtype = DUET_F32;
   uint32_t in = 0, out = 0;
-  bool in_major = false;  // [in,out], as the low-rank pairs are; else [out,in]; neither for q8 and q4 (duet_quantised.h)
+  bool in_major = false;  // [in,out], as the low-rank pairs are, and the value matrix of channel mix here; else [out,in]; neither for q8 and q4 (duet_quantised.h)
   const void *scale = nullptr, *minimum = nullptr;  // bf16; q8 has the first, q4 both
   bool quantised() const { return scale != nullptr; }
 };
@@ -64,6 +64,26 @@ void multiply_tile(const Matrix& w, size_t first, size_t count, const void* x, s
 enum class Finish { kStore, kAdd, kRelu2, kTanh, kSigmoid };
 // out[row * ld + i] = finish(tile[row][i]); kAdd adds to the f32 already there
 void finish_tile(const float* tile, size_t rows, size_t count, Finish finish, bool bf16, void* out, size_t ld);
+
+// ---- skipping.cc: sums over a part of the inputs of W [in,out], float and in_major; a row of W whose inputs are all zero is not read ----
+// Rows are taken in steps, of which each has one row of each of kSkipStreams stretches of the part: rows that are read at once
+// should lie in different pages, where prefetchers follow them one by one.
+struct Skipping {
+  const Matrix& w;
+  size_t from, to;    // inputs of the part
+  size_t begin, end;  // steps of skip_steps
+  void* scratch;      // of skip_scratch_bytes
+};
+constexpr size_t kSkipRows = 4, kSkipStreams = 16;
+constexpr size_t skip_steps(size_t inputs) { return (inputs + kSkipStreams - 1) / kSkipStreams; }
+constexpr size_t skip_scratch_bytes(size_t in, size_t out) { return (in + kSkipStreams) * sizeof(uint32_t) + in * sizeof(uint16_t) + 64 + out * sizeof(uint16_t); }
+// sum[row][0..w.out) += inputs times their rows, in the order of the steps; x (m) [rows, w.in], rows <= kSkipRows; sums are ld apart
+void add_rows(const Skipping& s, const void* x, size_t rows, float* sum, size_t ld);
+// y += n parts, ld apart, one after the other
+void add_parts(const float* parts, size_t n, size_t ld, size_t count, float* y);
+
+// ---- transpose.cc: rows [from, to) of [rows,columns] to their columns of [columns,rows]; elements of 2 or 4 bytes ----
+void transpose(const void* in, size_t element, size_t rows, size_t columns, size_t from, size_t to, void* out);
 
 // ---- quantised.cc, quantised_x86.cc: the same for q8 and q4 weights, whose inputs are rounded first ----
 constexpr size_t kGroup = DUETP_QUANTISED_GROUP, kTile = DUETP_QUANTISED_TILE;
@@ -103,6 +123,8 @@ void forbid_bf16_dot();
 bool limit_instruction_set(std::string_view name);
 // as multiply_tile, for bf16 weights [out,in]
 void multiply_tile_bf16_dot(const Matrix& w, size_t first, size_t count, const void* x, size_t rows, float* tile);
+// as add_rows, for bf16 weights; the rows of two neighbouring stretches are added together
+void add_rows_bf16_dot(const Skipping& s, const void* x, size_t rows, float* sum, size_t ld);
 
 const char* instruction_set();  // the one that the kernels run with, for people
 

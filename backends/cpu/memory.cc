@@ -1,6 +1,7 @@
 // Buffers, layers and states.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 
@@ -10,8 +11,9 @@
 
 namespace duet_cpu {
 
+constexpr uint64_t kHuge = 2 << 20;
+
 void* memory(const Device& d, uint64_t bytes) {
-  constexpr uint64_t kHuge = 2 << 20;
   if (bytes > SIZE_MAX - 2 * kHuge) return nullptr;
   if (bytes < kHuge / 2) return d.host.alloc(d.host.self, bytes ? bytes : 64, 64);
   const uint64_t rounded = (bytes + kHuge - 1) / kHuge * kHuge;
@@ -58,6 +60,31 @@ void* buffer_ptr(void*, duetp_buffer* b) { return b->data; }
 
 bool is_matrix(uint32_t id) { return duetp_is_in_major(id) || (id >= DUETP_T_RECEPTANCE && id <= DUETP_T_OUTPUT) || id == DUETP_T_FFN_KEY || id == DUETP_T_FFN_VALUE || id == DUETP_T_EMB || id == DUETP_T_HEAD; }
 
+// Makes the layer's own value matrix of the host's. Whole huge pages only: half of one would be wasted in each layer.
+bool take_value(const Device& d, duetp_layer& l) {
+  Matrix& m = l.matrix[DUETP_T_FFN_VALUE];
+  if (!m.data || m.quantised()) return true;
+  const size_t element = m.dtype == DUET_F32 ? 4 : 2, bytes = element * m.in * m.out;
+  l.value = d.host.alloc(d.host.self, bytes, bytes < kHuge ? 64 : kHuge);
+  if (!l.value) return false;
+  if (bytes >= kHuge) ::madvise(l.value, bytes / kHuge * kHuge, MADV_HUGEPAGE);
+  struct Share {
+    const Matrix& m;
+    size_t element;
+    void* to;
+  } share{m, element, l.value};
+  const auto transpose_share = [](void* ctx, uint32_t i, uint32_t n) {
+    const Share& s = *static_cast<const Share*>(ctx);
+    const size_t units = (s.m.out + kTileColumns - 1) / kTileColumns;
+    const auto bound = [&](size_t k) { return std::min<size_t>(units * k / n * kTileColumns, s.m.out); };
+    transpose(s.m.data, s.element, s.m.out, s.m.in, bound(i), bound(i + 1), s.to);
+  };
+  d.host.team(d.host.self, transpose_share, &share);
+  m.data = l.value;
+  m.in_major = true;
+  return true;
+}
+
 duet_status layer_new(void* self, const duetp_layer_desc* desc, duetp_layer** out) {
   Device& d = *static_cast<Device*>(self);
   if (!takes_weights(desc->weights)) return d.fail(DUET_E_UNSUPPORTED, kWeightsTaken);
@@ -81,7 +108,7 @@ duet_status layer_new(void* self, const duetp_layer_desc* desc, duetp_layer** ou
       l->matrix[id] = {t->data, t->dtype, t->dim[in_major ? 0 : 1], t->dim[in_major ? 1 : 0], in_major, t->scale, t->minimum};
       if (!l->matrix[id].quantised() && id != DUETP_T_EMB && id != DUETP_T_HEAD) l->gemm[id] = d.gemms.get(l->matrix[id].in, l->bf16 && d.gemms.has_bf16());
     }
-    return DUET_OK;
+    return take_value(d, *l) ? DUET_OK : out_of_memory(d, "a layer's value matrix", l->bytes[DUETP_T_FFN_VALUE]);
   });
   if (status != DUET_OK) return d.host.free(d.host.self, l), status;
   *out = l;
@@ -93,12 +120,18 @@ duet_status layer_export(void* self, const duetp_layer* l, uint32_t id, void* ds
   const void* data = id >= DUETP_T_COUNT ? nullptr : is_matrix(id) ? l->matrix[id].data : l->vector[id];
   if (!data) return d.fail(DUET_E_NOT_FOUND, "the layer has no such tensor");
   if (n != l->bytes[id]) return d.fail(DUET_E_INVALID, "layer_export: size differs from the tensor's");
-  std::memcpy(dst, data, n);
+  if (const Matrix& m = l->matrix[DUETP_T_FFN_VALUE]; id == DUETP_T_FFN_VALUE && l->value)
+    transpose(data, m.dtype == DUET_F32 ? 4 : 2, m.in, m.out, 0, m.in, dst);
+  else
+    std::memcpy(dst, data, n);
   return DUET_OK;
 }
 
+uint32_t layer_copies(void*, const duetp_layer* l, uint32_t id) { return id == DUETP_T_FFN_VALUE && l->value; }
+
 void layer_free(void* self, duetp_layer* l) {
   const Device& d = *static_cast<Device*>(self);
+  if (l) d.host.free(d.host.self, l->value);
   d.host.free(d.host.self, l);
 }
 
@@ -183,6 +216,7 @@ void fill_memory_slots(duetp_device& t) {
   t.layer_new = layer_new;
   t.layer_export = layer_export;
   t.layer_free = layer_free;
+  t.layer_copies = layer_copies;
   t.state_new = state_new;
   t.state_copy = state_copy;
   t.state_export = state_export;

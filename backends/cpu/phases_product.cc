@@ -88,6 +88,9 @@ void multiply(const Product& p, Worker& w) {
   }
 }
 
+// Where a part of the inputs begins
+size_t value_part(const Matrix& m, size_t part) { return std::min<size_t>(m.in, part * ((m.in + kValueParts - 1) / kValueParts)); }
+
 Product token_product(const Call& c, uint32_t id, const void* in, void* out, bool out_bf16, Finish finish) {
   return {c.layer->matrix[id], c.recurrent ? nullptr : c.layer->gemm[id], nullptr, in, c.layer->bf16, out, out_bf16, finish, c.n_tokens(), c.max_tokens, {}};
 }
@@ -116,6 +119,23 @@ void round_share(const Call& c, Worker& w, uint32_t id, const void* in, Region r
 }
 void round_tokens(const Call& c, Worker& w, uint32_t id, const void* in, Region rounded) { round_share(c, w, id, in, rounded, c.n_tokens(), c.max_tokens); }
 
+// Sums of the rows of the value matrix whose inputs are not zero, a part of the inputs a task: [parts][tokens][sums_apart]
+void sum_parts(const Call& c, Worker& w) {
+  constexpr size_t kCached = 256 << 10;  // bytes of weights that stay in cache for all tokens
+  const Matrix& m = c.layer->matrix[DUETP_T_FFN_VALUE];
+  const size_t ld = sums_apart(*c.layer), T = c.n_tokens(), step_bytes = kSkipStreams * m.out * (m.dtype == DUET_F32 ? 4 : 2);
+  const char* x = static_cast<const char*>(w.region[kKey]);
+  for (size_t part; (part = w.next->fetch_add(1, std::memory_order_relaxed)) < kValueParts;) {
+    float* sums = static_cast<float*>(w.region[kSums]) + part * T * ld;
+    std::fill(sums, sums + T * ld, 0.0f);
+    const size_t from = value_part(m, part), to = value_part(m, part + 1), all = skip_steps(to - from);
+    const size_t steps = T <= kSkipRows ? all : std::max<size_t>(1, kCached / step_bytes);
+    for (size_t begin = 0; begin < all; begin += steps)
+      for (size_t t = 0; t < T; t += kSkipRows)
+        add_rows({m, from, to, begin, std::min(begin + steps, all), w.rows}, x + t * m.in * m_bytes(c.layer->bf16), std::min(kSkipRows, T - t), sums + t * ld, ld);
+  }
+}
+
 Region by_which(Region first, uint32_t which) { return static_cast<Region>(first + which); }
 
 constexpr uint32_t kLinear[] = {DUETP_T_RECEPTANCE, DUETP_T_KEY, DUETP_T_VALUE, DUETP_T_OUTPUT};
@@ -138,7 +158,14 @@ void channel_mix_key(const Call& c, Worker& w) {
   multiply_into(c, w, token_product(c, DUETP_T_FFN_KEY, w.region[kMixed], nullptr, c.layer->bf16, Finish::kRelu2), kRoundedMixed, kKey, DUETP_T_FFN_VALUE);
 }
 void channel_mix_value(const Call& c, Worker& w) {
+  if (skips_zeros(c)) return sum_parts(c, w);
   multiply_from(w, token_product(c, DUETP_T_FFN_VALUE, nullptr, c.out[DUETP_CHANNEL_MIX_X], false, Finish::kAdd), kKey);
+}
+void channel_mix_sum(const Call& c, Worker& w) {
+  const size_t C = c.layer->shape.n_embd, ld = sums_apart(*c.layer), units = ld / 16, from = units * w.i / w.n * 16, to = std::min<size_t>(units * (w.i + 1) / w.n * 16, C);
+  const size_t T = c.n_tokens();
+  for (size_t t = 0; from < to && t < T; ++t)
+    add_parts(static_cast<const float*>(w.region[kSums]) + t * ld + from, kValueParts, T * ld, to - from, static_cast<float*>(c.out[DUETP_CHANNEL_MIX_X]) + t * C + from);
 }
 
 // Always our own kernel: mostly one row is wanted, and then nothing may be packed or padded; so its bits do not depend on mode.

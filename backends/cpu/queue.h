@@ -30,7 +30,7 @@ struct Call {
 
 // Memory between the phases of one stage. Stages of a kind follow one another, so each kind has one.
 enum Region {
-  kHiddenW, kHiddenA, kHiddenV, kHiddenG, kMixed, kKey,
+  kHiddenW, kHiddenA, kHiddenV, kHiddenG, kMixed, kKey, kSums,
   // inputs of products with quantised weights, where threads share their rounding:
   kRoundedR, kRoundedK, kRoundedV, kRoundedOutput, kRoundedDownW, kRoundedDownA, kRoundedDownV, kRoundedDownG, kRoundedMixed,
   kRegions
@@ -43,7 +43,7 @@ struct Worker {
   GemmThread* gemm;
   void* region[kRegions];
   float* tile;    // [kMaxTileRows, kTileColumns]
-  void* rows;     // [kMaxTileRows, depth]: inputs, padded, widened, or rounded
+  void* rows;     // [kMaxTileRows, depth]: inputs, padded, widened, or rounded; or what add_rows needs
   void* panel;    // see pack_panel
   void* product;  // oneDNN's
   float* token;   // [2, C]

@@ -175,7 +175,13 @@ duet_status channel_mix(void* self, duetp_queue* q, const duetp_stage* a) {
     if (!c.recurrent) s.phase(channel_mix_keep, {s.reads(x), s.kept(2, true)});
     s.round(channel_mix_key_round, s.region(kMixed, false), kRoundedMixed, s.tokens());
     s.phase(channel_mix_key, {s.region(kMixed, false), s.region(kRoundedMixed, false), s.region(kKey, true)});
-    s.phase(channel_mix_value, {s.region(kKey, false), s.writes(x)});
+    const bool skips = skips_zeros(c);
+    if (skips) {
+      s.needs().region[kSums] = kValueParts * s.tokens() * sums_apart(*c.layer) * sizeof(float);
+      s.needs().rows = std::max<uint64_t>(s.needs().rows, skip_scratch_bytes(c.layer->shape.n_ffn, s.C()));
+    }
+    s.phase(channel_mix_value, {s.region(kKey, false), s.region(kSums, true), s.writes(x)});
+    if (skips) s.phase(channel_mix_sum, {s.region(kSums, false), s.writes(x)});
   });
 }
 

@@ -1,5 +1,8 @@
 #include "exec/model.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cstdio>
 
 namespace duet {
@@ -48,6 +51,13 @@ uint64_t check_memory(const WeightSource& source, duet_dtype weights, const Devi
   return total;
 }
 
+// The pages of a tensor that nobody will read: a mapped file's are read again if somebody does, other memory is lost.
+void let_go(const duetp_tensor& t) {
+  static const uintptr_t page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(t.data), first = (begin + page - 1) / page * page, last = (begin + t.bytes) / page * page;
+  if (first < last) ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);  // refused: they stay
+}
+
 }  // namespace
 
 Model::Model(std::shared_ptr<Library> library, std::unique_ptr<WeightSource> source, const std::string& path, const std::string& device, duet_dtype weights,
@@ -88,7 +98,11 @@ Model::Model(std::shared_ptr<Library> library, std::unique_ptr<WeightSource> sou
       duetp_layer* layer = nullptr;
       check_plugin(*device_, device_->table.layer_new(device_->memory_self, &d, &layer));
       layers_.push_back(layer);
-      if (borrows) borrowed_.push_back(std::move(host));
+      if (!borrows) continue;
+      if (device_->table.layer_copies != nullptr)
+        for (const duetp_tensor& t : host.storage)
+          if (device_->table.layer_copies(device_->memory_self, layer, t.id) != 0) let_go(t);
+      borrowed_.push_back(std::move(host));
     }
     report(weight_bytes_);
     const uint64_t wkv = uint64_t{shape_.n_embd} * shape_.head_size;

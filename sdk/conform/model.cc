@@ -30,6 +30,11 @@ Model::Layers::~Layers() {
   for (duetp_layer* l : layers_) device_->layer_free(device_.self(), l);
 }
 
+const duetp_tensor& Model::tensor(uint32_t layer, uint32_t id) const {
+  const std::vector<duetp_tensor>& all = blocks_.at(layer).tensors;
+  return *std::find_if(all.begin(), all.end(), [=](const duetp_tensor& t) { return t.id == id; });
+}
+
 void Model::add(Block& b, uint32_t id, std::vector<uint32_t> dim, float center, float spread, bool matrix) {
   size_t n = 1;
   for (uint32_t d : dim) n *= d;

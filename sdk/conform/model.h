@@ -30,6 +30,10 @@ class Model {
     std::vector<duetp_layer*> layers_;
   };
 
+  // What a layer is made of, and its bytes, to be changed before it is. The layer has the tensor.
+  const duetp_tensor& tensor(uint32_t layer, uint32_t id) const;
+  unsigned char* bytes(uint32_t layer, uint32_t id) { return static_cast<unsigned char*>(const_cast<void*>(tensor(layer, id).data)); }
+
   const duetp_shape shape;
   const duet_dtype weights;
 

@@ -2,9 +2,11 @@
 // How far it is from the reference, duet-conform checks (tests/conform).
 #include "conform/stage.h"
 
+#include <cmath>
 #include <cstring>
 
 #include "conform/batches.h"
+#include "conform/compare.h"
 #include "plugin/load.h"
 #include "support/catch.h"
 
@@ -18,6 +20,30 @@ const duetp_plugin& plugin() {
 }
 
 constexpr uint32_t kSlots = 10;
+
+// A layer whose channel mix has inputs that are known beforehand: LN gives 1 everywhere, so a row of key that is all 1 or all -1
+// makes C^2 or 0 of relu^2, whatever the token. Row k of value, [C,F], has `unread` where relu^2 is 0.
+void make_known(Model& m, const std::vector<bool>& wanted, bool unread_is_nan) {
+  const uint32_t C = m.shape.n_embd, F = m.shape.n_ffn;
+  const float zero = 0, one = 1;
+  const auto put = [&](uint32_t id, uint64_t i, float value) {
+    const uint16_t f16 = value == 1 ? 0x3c00 : value == -1 ? 0xbc00 : value == 0 ? 0 : 0x7e00;
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    const uint16_t half = m.weights == DUET_F16 ? f16 : static_cast<uint16_t>(bits >> 16);
+    std::memcpy(m.bytes(0, id) + i * bytes_of(m.weights), m.weights == DUET_F32 ? static_cast<const void*>(&bits) : &half, bytes_of(m.weights));
+  };
+  for (uint32_t i = 0; i < C; ++i) {
+    std::memcpy(m.bytes(0, DUETP_T_LN2_W) + i * 4, &zero, 4);
+    std::memcpy(m.bytes(0, DUETP_T_LN2_B) + i * 4, &one, 4);
+    std::memcpy(m.bytes(0, DUETP_T_FFN_X_K) + i * 4, &zero, 4);
+  }
+  for (uint32_t k = 0; k < F; ++k)
+    for (uint32_t i = 0; i < C; ++i) {
+      put(DUETP_T_FFN_KEY, uint64_t{k} * C + i, wanted[k] ? 1.0f : -1.0f);
+      if (!wanted[k]) put(DUETP_T_FFN_VALUE, uint64_t{i} * F + k, unread_is_nan ? std::nanf("") : 0.0f);
+    }
+}
 
 }  // namespace
 
@@ -97,6 +123,51 @@ TEST_CASE("where a text is split does not change a bit, in either mode") {
         INFO(c.name() << ": the state, " << name_of(dtype) << ", pieces of " << piece);
         CHECK(state.all() == whole_state.all());
       }
+    }
+  }
+}
+
+TEST_CASE("recurrent channel mix reads no row of a float value matrix whose input relu^2 left at zero") {
+  const StageCase mix = [] {
+    for (const StageCase& c : stage_cases())
+      if (c.stage == "channel_mix") return c;
+    throw std::logic_error("no channel_mix");
+  }();
+  for (const duet_dtype dtype : {DUET_F32, DUET_BF16, DUET_F16})
+    for (const uint32_t F : {7u, 131u, 600u})  // less than a row for each stretch, odd, several steps
+      for (const uint32_t every : {0u, 1u, 2u, 7u, 16u}) {  // which inputs are not zero: none, all ...
+        std::vector<bool> wanted(F);
+        for (uint32_t k = 0; k < F; ++k) wanted[k] = every != 0 && (k * 5) % every == 0;
+        wanted[F - 1] = every != 0;
+        Model zeros(shape_of(2, 3, 20, F, 67), dtype), poisoned(zeros.shape, dtype);
+        make_known(zeros, wanted, false);
+        make_known(poisoned, wanted, true);
+        Device reference(reference_plugin()), d(plugin());
+        const Model::Layers expected(reference, zeros), clean(d, zeros), layers(d, poisoned);
+        for (const int32_t n : {1, 2, 3, 9}) {
+          State a(reference, zeros.shape, kSlots), b(d, zeros.shape, kSlots), c(d, zeros.shape, kSlots);
+          const Outcome want = run_stage(reference, zeros, expected, mix, recurrent_batch(n), DUET_MODE_RECURRENT, a);
+          const Outcome got = run_stage(d, zeros, clean, mix, recurrent_batch(n), DUET_MODE_RECURRENT, b);
+          INFO(name_of(dtype) << ", F " << F << ", every " << every << ", batch " << n);
+          CHECK(compare(got, want, [](const std::string&, duet_dtype) { return 2e-5; }).fault == "");
+          CHECK(run_stage(d, poisoned, layers, mix, recurrent_batch(n), DUET_MODE_RECURRENT, c) == got);
+        }
+      }
+}
+
+TEST_CASE("the CPU plugin has its own copy of a float value matrix, and gives it back as it was") {
+  for (const duet_dtype dtype : kWeights) {
+    const Model model(shape_of(2, 3, 20, 131, 67), dtype);
+    Device d(plugin(), 3);
+    const Model::Layers layers(d, model);
+    const bool is_float = dtype == DUET_F32 || dtype == DUET_BF16 || dtype == DUET_F16;
+    for (const uint32_t id : {DUETP_T_FFN_KEY, DUETP_T_FFN_VALUE, DUETP_T_LN2_W}) {
+      INFO(name_of(dtype) << ", tensor " << id);
+      CHECK(d->layer_copies(d.self(), layers[1], id) == (is_float && id == DUETP_T_FFN_VALUE));
+      const duetp_tensor& t = model.tensor(1, id);
+      std::vector<unsigned char> bytes(t.bytes);
+      d.check(d->layer_export(d.self(), layers[1], id, bytes.data(), bytes.size()));
+      CHECK(std::memcmp(bytes.data(), t.data, bytes.size()) == 0);
     }
   }
 }
