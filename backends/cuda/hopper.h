@@ -94,6 +94,18 @@ __device__ __forceinline__ void settle(float (&d)[n]) {
 #define DUET_SUMS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define DUET_SUMS_16(i) DUET_SUMS_4(i), DUET_SUMS_4(i + 4), DUET_SUMS_4(i + 8), DUET_SUMS_4(i + 12)
 template <bool kTransposed>
+__device__ __forceinline__ void multiply_tile(float (&d)[4], uint64_t a, uint64_t b, uint32_t add) {
+  asm volatile("{ .reg .pred more; setp.ne.b32 more, %6, 0; wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, more, 1, 1, %7, 0; }"
+               : DUET_SUMS_4(0)
+               : "l"(a), "l"(b), "r"(add), "n"(kTransposed ? 1 : 0));
+}
+template <bool kTransposed>
+__device__ __forceinline__ void multiply_tile(float (&d)[8], uint64_t a, uint64_t b, uint32_t add) {
+  asm volatile("{ .reg .pred more; setp.ne.b32 more, %10, 0; wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, more, 1, 1, %11, 0; }"
+               : DUET_SUMS_4(0), DUET_SUMS_4(4)
+               : "l"(a), "l"(b), "r"(add), "n"(kTransposed ? 1 : 0));
+}
+template <bool kTransposed>
 __device__ __forceinline__ void multiply_tile(float (&d)[16], uint64_t a, uint64_t b, uint32_t add) {
   asm volatile("{ .reg .pred more; setp.ne.b32 more, %18, 0; wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
                "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"

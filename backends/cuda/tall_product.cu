@@ -28,7 +28,8 @@ constexpr uint32_t kMaxRows = 128;            // of a block
 constexpr uint32_t kMaxShares = 160;
 constexpr uint32_t kWhole = 8;                // a tile of so few units is not divided
 constexpr uint32_t kLeast = 4;                // units of a share, if there are few
-constexpr uint32_t kSlice = 32;               // rows that are stored at a time
+template <uint32_t kRows>
+constexpr uint32_t kSlice = kRows < 32 ? kRows : 32;  // rows that are stored at a time
 constexpr uint32_t kSliceStride = kOutputs + 4;  // floats: rows 2 t of four lanes are 8 banks apart
 
 // A stage of the ring has 64 outputs of each warpgroup, [64 outputs][64 inputs] or, if in-major, [64 inputs][64 outputs], then x, [kRows][64].
@@ -37,7 +38,7 @@ constexpr uint32_t kStageBytes = kGroups * kPart + kRows * kInputs * 2;
 template <uint32_t kRows>
 constexpr uint32_t kStages = (200u << 10) / kStageBytes<kRows>;
 template <uint32_t kRows>
-constexpr uint32_t kShared = 1024 + kStages<kRows> * (kStageBytes<kRows> + 16) + kSlice * kSliceStride * 4;  // alignment, stages and their barriers, slice
+constexpr uint32_t kShared = 1024 + kStages<kRows> * (kStageBytes<kRows> + 16) + kSlice<kRows> * kSliceStride * 4;  // alignment, stages and their barriers, slice
 
 struct Item {
   uint32_t n_k, n_tiles, first_unit, first_tile;
@@ -108,7 +109,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kRows>) tall_kernel(__grid_c
   if (row >= used) return wait_for_inputs();
   const uint32_t ring = (shared_address(shared) + 1023) / 1024 * 1024;
   uint64_t *full = reinterpret_cast<uint64_t*>(shared + (ring - shared_address(shared)) + n_stages * kStage), *empty = full + n_stages;
-  float* slice = reinterpret_cast<float*>(empty + n_stages);  // [kSlice][kSliceStride]
+  float* slice = reinterpret_cast<float*>(empty + n_stages);  // [kSlice<kRows>][kSliceStride]
 
   const bool copies = threadIdx.x == kConsumers;
   const uint64_t once = gridDim.x == plan.n_shares ? read_once() : read_often(), often = read_often();
@@ -219,26 +220,26 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kRows>) tall_kernel(__grid_c
 
       // through shared memory, so that whole lines are stored
       const Product& product = plan.product[p.product];
-      constexpr uint32_t kFours = kOutputs / 4, kEach = kSlice * kFours / kConsumers;
+      constexpr uint32_t kRowsOfSlice = kSlice<kRows>, kFours = kOutputs / 4, kEach = kRowsOfSlice * kFours / kConsumers;
 #pragma unroll
-      for (uint32_t s = 0; s < kRows / kSlice; ++s) {
-        if (s * kSlice >= n_rows) break;
+      for (uint32_t s = 0; s < kRows / kRowsOfSlice; ++s) {
+        if (s * kRowsOfSlice >= n_rows) break;
         float4 old[kEach];
 #pragma unroll
         for (uint32_t i = 0; i < kEach; ++i) {
-          const uint32_t r = s * kSlice + (threadIdx.x + i * kConsumers) / kFours, output = p.tile * kOutputs + (threadIdx.x + i * kConsumers) % kFours * 4;
+          const uint32_t r = s * kRowsOfSlice + (threadIdx.x + i * kConsumers) / kFours, output = p.tile * kOutputs + (threadIdx.x + i * kConsumers) % kFours * 4;
           const bool wanted = product.finish == Finish::add && product.n_out % 4 == 0 && r < n_rows && output < product.n_out;
           old[i] = wanted ? *reinterpret_cast<const float4*>(static_cast<const float*>(product.y) + static_cast<uint64_t>(row + r) * product.n_out + output) : float4{0, 0, 0, 0};
         }
         consumers_meet();  // the slice before has been read
 #pragma unroll
-        for (uint32_t i = 0; i < kSlice / 2; ++i)
-          slice[(i / 4 * 8 + 2 * t + i % 2) * kSliceStride + 64 * group + 16 * warp + g + i % 4 / 2 * 8] = sums[s * (kSlice / 2) + i];
+        for (uint32_t i = 0; i < kRowsOfSlice / 2; ++i)
+          slice[(i / 4 * 8 + 2 * t + i % 2) * kSliceStride + 64 * group + 16 * warp + g + i % 4 / 2 * 8] = sums[s * (kRowsOfSlice / 2) + i];
         consumers_meet();
 #pragma unroll
         for (uint32_t i = 0; i < kEach; ++i) {
           const uint32_t r = (threadIdx.x + i * kConsumers) / kFours, o = (threadIdx.x + i * kConsumers) % kFours * 4;
-          if (s * kSlice + r < n_rows) store_four(product, row + s * kSlice + r, p.tile * kOutputs + o, *reinterpret_cast<const float4*>(slice + r * kSliceStride + o), old[i]);
+          if (s * kRowsOfSlice + r < n_rows) store_four(product, row + s * kRowsOfSlice + r, p.tile * kOutputs + o, *reinterpret_cast<const float4*>(slice + r * kSliceStride + o), old[i]);
         }
       }
     }
@@ -299,7 +300,8 @@ uint32_t to_whole_tile(const Plan& plan, uint32_t unit) {
 
 Choice choose(const Products& p) {
   Choice c;
-  c.rows = p.n_rows <= 32 ? 32 : p.n_rows <= 64 ? 64 : kMaxRows;
+  c.rows = 8;
+  while (c.rows < kMaxRows && c.rows < p.n_rows) c.rows *= 2;
   c.row_blocks = (p.n_rows + c.rows - 1) / c.rows;
   c.plan.n = p.n;
   c.plan.used = p.used, c.plan.count_index = p.count_index;
@@ -324,7 +326,7 @@ bool tall_takes(const TallProducts& t) {
 #if defined(DUET_CUDA_90A)
   const Products& p = t.products;
   if (p.weights != DUET_BF16 || p.n_rows == 0 || duet_gpu::device_attribute(cudaDevAttrComputeCapabilityMajor, 0) != 9) return false;
-  if (max_shared() < std::max({kShared<32>, kShared<64>, kShared<kMaxRows>}) || !encoder()) return false;
+  if (max_shared() < std::max({kShared<8>, kShared<16>, kShared<32>, kShared<64>, kShared<kMaxRows>}) || !encoder()) return false;
   for (uint32_t i = 0; i < p.n; ++i) {
     const Product& product = p.item[i];
     if (product.n_in % 8 != 0 || (t.in_major && product.n_out % 8 != 0)) return false;
@@ -352,7 +354,13 @@ Error tall_products(const TallProducts& t, void* tickets, void* parts, Stream st
     if (e == cudaSuccess) e = describe(c.plan.x[i], product.x, p.n_rows, product.n_in, c.rows);
     if (e != cudaSuccess) return e;
   }
-  return c.rows == 32 ? launch_tall<32>(c, t.in_major, stream) : c.rows == 64 ? launch_tall<64>(c, t.in_major, stream) : launch_tall<kMaxRows>(c, t.in_major, stream);
+  switch (c.rows) {
+    case 8: return launch_tall<8>(c, t.in_major, stream);
+    case 16: return launch_tall<16>(c, t.in_major, stream);
+    case 32: return launch_tall<32>(c, t.in_major, stream);
+    case 64: return launch_tall<64>(c, t.in_major, stream);
+    default: return launch_tall<kMaxRows>(c, t.in_major, stream);
+  }
 }
 
 }  // namespace duet_cuda

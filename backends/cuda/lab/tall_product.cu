@@ -203,18 +203,18 @@ void check_all() {
   // one tile, one unit; then along k, outputs and rows
   for (const bool in_major : {false, true}) {
     check_case({32, 32, {{128, 64}}, in_major});
-    for (const uint32_t rows : {32u, 64u, 128u, 256u}) check_case({rows, rows, {{128, 256}}, in_major});
+    for (const uint32_t rows : {8u, 16u, 32u, 64u, 128u, 256u}) check_case({rows, rows, {{128, 256}}, in_major});
     check_case({32, 32, {{128, 4096}}, in_major});
     check_case({32, 32, {{1024, 1024}}, in_major});
     done(in_major ? "first, in-major" : "first");
     if (failures > 0) std::exit(1);
   }
-  for (const uint32_t rows : {1u, 17u, 32u, 33u, 50u, 64u, 65u, 100u, 128u, 129u, 200u, 256u, 300u, 512u, 2048u})
+  for (const uint32_t rows : {1u, 7u, 8u, 9u, 16u, 17u, 32u, 33u, 50u, 64u, 65u, 100u, 128u, 129u, 200u, 256u, 300u, 512u, 2048u})
     for (const bool in_major : {false, true})
       for (const auto& [out, in] : {std::pair{72u, 40u}, std::pair{768u, 768u}, std::pair{2048u, 1032u}, std::pair{200u, 3072u}})
         for (const uint32_t used : {rows, rows > 5 ? rows - 5 : 0, rows / 3}) check_case({rows, used, {{out, in}}, in_major});
   done("single");
-  for (const uint32_t rows : {17u, 64u, 100u, 128u, 256u, 400u}) {
+  for (const uint32_t rows : {8u, 13u, 17u, 64u, 100u, 128u, 256u, 400u}) {
     check_case({rows, rows, {{768, 768}, {768, 768}, {768, 768}, {64, 768}, {64, 768}, {32, 768}, {128, 768}}, false});
     check_case({rows, rows - 1, {{768, 64}, {768, 64}, {768, 32}, {768, 128}}, false});
     check_case({rows, rows - 7, {{37, 768}, {1001, 40}, {130, 1544}, {7, 8}, {513, 520}, {2048, 2048}, {3, 4096}, {129, 1000}}, false});
@@ -223,7 +223,7 @@ void check_all() {
     check_case({rows, rows - 3, {{4096, 128}, {4096, 128}, {4096, 96}, {4096, 480}}, false});
   }
   done("several");
-  for (const uint32_t rows : {32u, 64u, 128u, 256u}) {
+  for (const uint32_t rows : {8u, 16u, 32u, 64u, 128u, 256u}) {
     check_case({rows, rows, {{16384, 4096}}, false});
     check_case({rows, rows, {{4096, 16384}}, true});
   }
@@ -283,7 +283,7 @@ void time_all() {
   add(phases_of(DUET_NAMES("0.1b"), 768, {64, 64, 32, 128}));
 #undef DUET_NAMES
   std::printf("us a phase (share of the streaming read rate, TFLOP/s); few: product.h and, for value, skipping_product without zeros; cublasLt with activations\n");
-  for (const uint32_t rows : {17u, 32u, 48u, 64u, 96u, 128u, 256u, 512u, 1024u, 2048u}) {
+  for (const uint32_t rows : {8u, 16u, 17u, 32u, 48u, 64u, 96u, 128u, 256u, 512u, 1024u, 2048u}) {
     int32_t counts[3] = {static_cast<int32_t>(rows), 0, 0};
     int32_t* used = reinterpret_cast<int32_t*>(device_memory(sizeof counts));
     check(cudaMemcpy(used, counts, sizeof counts, cudaMemcpyHostToDevice), "counts");
