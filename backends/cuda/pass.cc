@@ -9,9 +9,10 @@ namespace duet_cuda {
 namespace {
 
 // Who computes products. Up to kFewRows it is product.h; in models narrower than kWide up to kFewRowsOfLessWide, and up to
-// kFewRowsAlone where tall_product.h does not serve (a step of 8, 16 rows with it and without, ms: 7.2b 5.88 against 5.97, 6.25 against
-// 6.67; 1.5b 1.81 against 1.90, 1.96 against 2.57; 0.4b 1.01 against 0.96, 1.09 against 1.29).
-constexpr uint32_t kFewRows = 6, kFewRowsOfLessWide = 8, kFewRowsAlone = 16, kWide = 2048;
+// kFewRowsAlone where tall_product.h does not serve (steps of 4, 5, 8, 16 rows with tall_product.h against those without, ms: 7.2b 5.58
+// : 5.65, 5.58 : 5.63, 5.68 : 5.97, 6.14 : 6.67; 1.5b 1.63 : 1.58, 1.65 : 1.78, 1.72 : 1.90, 1.88 : 2.57; 0.4b 0.94 : 0.78, 0.95 : 0.90,
+// 0.99 : 0.94, 1.06 : 1.29).
+constexpr uint32_t kFewRows = 4, kFewRowsOfLessWide = 8, kFewRowsAlone = 16, kWide = 2048;
 // Where tall_product.h does not serve, above this many rows cuBLAS: of wide matrices, and of narrow ones, whose products go side by
 // side in product.h.
 constexpr uint32_t kFewRowsOfNarrow = 64, kNarrow = 2048;
@@ -45,7 +46,7 @@ constexpr uint32_t kChunkedFrom = 32;
 }  // namespace
 
 Pass::Pass(duetp_queue& queue, const duetp_frame& f, duetp_state* s, duet_mode m, const duetp_layer& l)
-    : q(queue), frame(f), state(s), mode(m), weights(l.weights), scratch(queue.reserve(l.shape, l.weights, f.n_tokens, f.n_seqs, f.n_rows)) {
+    : q(queue), frame(f), state(s), mode(m), weights(l.weights), n_embd(l.shape.n_embd), scratch(queue.reserve(l.shape, l.weights, f.n_tokens, f.n_seqs, f.n_rows)) {
   packed = {pointer<int32_t>(f.used), pointer<int32_t>(f.starts), pointer<int32_t>(f.slots), f.n_tokens, f.n_seqs};
 }
 
@@ -96,7 +97,7 @@ Pass::By Pass::best(const TallProducts& t, bool may_be_cublas) const {
     fewer_outputs &= n_out < n_in;
   }
   if (!tall_takes(t)) return rows > (width <= kNarrow ? kFewRowsOfNarrow : kFewRowsAlone) && has_cublas() ? By::cublas : By::few;
-  if ((rows <= kFewRowsOfLessWide && width < kWide) || (rows <= kFewRowsOfSmall && bytes < kSmall)) return By::few;
+  if ((rows <= kFewRowsOfLessWide && n_embd < kWide) || (rows <= kFewRowsOfSmall && bytes < kSmall)) return By::few;
   const bool several = p.n > 1 && rows <= (fewer_outputs ? kTallRowsOfLowRank : kTallRows);
   const bool large = p.n == 1 && (rows <= kTallRowsOfOne / 2 ? bytes >= kLarge / 2 : rows <= kTallRowsOfOne && bytes >= kLarge);
   return several || large || !has_cublas() ? By::tall : By::cublas;

@@ -20,6 +20,7 @@ struct Pass {
   duetp_state* state;  // null for stages without one
   duet_mode mode;
   duet_dtype weights;
+  uint32_t n_embd;
   Scratch scratch;
   duet_gpu::Packed packed;
 
