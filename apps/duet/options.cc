@@ -177,9 +177,9 @@ std::string Options::help() const {
   for (const po::options_description& section : sections_) {
     std::ostringstream text;
     section.print(text);
-    out += "\n" + text.str();
+    out += fmt::format("\n{}", text.str());
   }
-  if (!epilogue_.empty()) out += "\n" + epilogue_ + "\n";
+  if (!epilogue_.empty()) out += fmt::format("\n{}\n", epilogue_);
   return out;
 }
 
