@@ -16,7 +16,7 @@ std::string printable(std::string_view bytes, size_t limit) {
       out.append(bytes.substr(i, n));
       i += n;
     } else {
-      out += fmt::format("\\x{:02x}", c);
+      out += duet::format("\\x{:02x}", c);
       ++i;
     }
   }

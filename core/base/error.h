@@ -1,12 +1,11 @@
 // One exception type for the cold code (loading, parsing, configuring). capi/guard.h turns it into a status and a
 // sentence at the C border; nothing crosses it. Hot code returns duet_status.
 #pragma once
-#include <fmt/format.h>
-
 #include <exception>
 #include <string>
 #include <utility>
 
+#include "base/format.h"
 #include "duet_types.h"
 
 namespace duet {
@@ -25,7 +24,7 @@ class Error : public std::exception {
 // fail(DUET_E_FORMAT, "{}: entry {} ends at byte {}, beyond the file", path, i, end)
 template <class... A>
 [[noreturn]] void fail(duet_status code, fmt::format_string<A...> format, A&&... args) {
-  throw Error(code, fmt::format(format, std::forward<A>(args)...));
+  throw Error(code, duet::format(format, std::forward<A>(args)...));
 }
 
 // Bytes of a foreign file or argument as text for a message: control characters and invalid UTF-8 escaped, cut at `limit`.

@@ -120,7 +120,7 @@ AtomicFile::AtomicFile(std::string path, bool overwrite) : path_(std::move(path)
   const mode_t mode = exists ? s.st_mode & 07777 : 0666;
   std::random_device random;
   for (int attempt = 0; attempt < 16 && fd_ < 0; ++attempt) {
-    temp_ = fmt::format("{}.tmp.{}.{:08x}", path_, ::getpid(), random());
+    temp_ = duet::format("{}.tmp.{}.{:08x}", path_, ::getpid(), random());
     fd_ = ::open(temp_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode);
     if (fd_ < 0 && errno != EEXIST) {
       const int e = errno;

@@ -1,10 +1,9 @@
 // Where messages of one library go: the user's callback, or standard error through spdlog.
 #pragma once
-#include <fmt/format.h>
-
 #include <string>
 #include <utility>
 
+#include "base/format.h"
 #include "duet.h"
 
 namespace duet {
@@ -30,7 +29,7 @@ class Log {
  private:
   template <class... A>
   void write(int32_t level, fmt::format_string<A...> f, A&&... a) const {
-    if (level >= level_) message(level, fmt::format(f, std::forward<A>(a)...).c_str());
+    if (level >= level_) message(level, duet::format(f, std::forward<A>(a)...).c_str());
   }
 
   duet_log_fn sink_;

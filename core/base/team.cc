@@ -47,7 +47,7 @@ void wait_while(const std::atomic<uint32_t>& value, uint32_t old, bool spin) {
 
 // What the kernel says about the core of a CPU: the list of its hardware threads. Empty where it says nothing.
 std::string siblings(int cpu) {
-  const std::string path = fmt::format("/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", cpu);
+  const std::string path = duet::format("/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list", cpu);
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) return {};
   char text[256];

@@ -254,6 +254,6 @@ duet_status duet_generate_batch(duet_session* session, duet_state* state, const 
     for (uint32_t i = 0; out_results && i < given.n_seqs; ++i)
       if (out_results[i]) write_struct(out_results[i], generations[i].result, "out_results[i]", kFirstResult);
     for (uint32_t i = 0; i < given.n_seqs; ++i)
-      if (const Generation& g = generations[i]; g.result.status != DUET_OK) throw Error(g.result.status, fmt::format("sequence {}: {}", i, g.failure));
+      if (const Generation& g = generations[i]; g.result.status != DUET_OK) throw Error(g.result.status, duet::format("sequence {}: {}", i, g.failure));
   });
 }

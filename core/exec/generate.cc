@@ -24,7 +24,7 @@ class Running {
   // False: it has ended, or is cancelled now. To be asked before the last token is fed.
   bool goes_on() {
     const auto* cancel = generation.options.cancel;
-    if (!ended && cancel && __atomic_load_n(cancel, __ATOMIC_RELAXED) != 0) end(DUET_E_CANCELLED, fmt::format("generation was cancelled after {} tokens", result.n_new));
+    if (!ended && cancel && __atomic_load_n(cancel, __ATOMIC_RELAXED) != 0) end(DUET_E_CANCELLED, duet::format("generation was cancelled after {} tokens", result.n_new));
     return !ended;
   }
   // Draws with the host's sampler.

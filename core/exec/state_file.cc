@@ -1,4 +1,6 @@
 // States as safetensors: written with metadata, read from any file that holds the three tensors or official time_state.
+#include <fmt/format.h>
+
 #include <cmath>
 
 #include "exec/state.h"
@@ -11,10 +13,10 @@ std::string checksum(const StateArrays& a) {
   uint64_t h = 0xcbf29ce484222325ull;
   for (const std::vector<float>* v : {&a.att_x, &a.wkv, &a.ffn_x})
     for (std::byte b : std::as_bytes(std::span(*v))) h = (h ^ std::to_integer<uint64_t>(b)) * 0x100000001b3ull;
-  return fmt::format("{:016x}", h);
+  return duet::format("{:016x}", h);
 }
 
-std::string shape_text(const std::vector<uint64_t>& shape) { return fmt::format("[{}]", fmt::join(shape, ",")); }
+std::string shape_text(const std::vector<uint64_t>& shape) { return duet::format("[{}]", fmt::join(shape, ",")); }
 
 void read_part(const Checkpoint& file, std::string_view name, const std::vector<uint64_t>& shape, float* out) {
   const Tensor* t = file.find(name);
@@ -64,8 +66,8 @@ StateArrays parse_state(const Model& model, Bytes bytes, const std::string& name
   if (!file.find("state.wkv") && file.find("blocks.0.att.time_state")) {  // state tuning: token-shift vectors start at zero
     const uint64_t n = uint64_t{s.n_embd} * s.head_size;
     for (uint32_t i = 0; i < s.n_layer; ++i)
-      read_part(file, fmt::format("blocks.{}.att.time_state", i), {s.n_head, s.head_size, s.head_size}, a.wkv.data() + i * n);
-    if (file.find(fmt::format("blocks.{}.att.time_state", s.n_layer)))
+      read_part(file, duet::format("blocks.{}.att.time_state", i), {s.n_head, s.head_size, s.head_size}, a.wkv.data() + i * n);
+    if (file.find(duet::format("blocks.{}.att.time_state", s.n_layer)))
       fail(DUET_E_INVALID, "{}: holds states of more than this model's {} layers: it belongs to another model", name, s.n_layer);
     return a;
   }

@@ -136,7 +136,7 @@ class HuggingFaceReader {
         const auto it = map->find(tensor);
         if (it == map->end() || *it != shard)
           fail(DUET_E_FORMAT, "{}: shard {} holds tensor {}, which the index {}", name, printable(shard), printable(tensor),
-               it == map->end() ? "does not list" : fmt::format("places in {}", printable(it->get<std::string>())));
+               it == map->end() ? "does not list" : duet::format("places in {}", printable(it->get<std::string>())));
         seen.insert(tensor);
       }
     }
@@ -168,7 +168,7 @@ class HuggingFaceReader {
     same("vocab_size", emb->shape[0]);
     same("hidden_size", emb->shape[1]);
     if (const uint64_t layers = config_.size("num_hidden_layers", 0); layers > 0) {
-      const std::string next = fmt::format("blocks.{}.", layers), last = fmt::format("blocks.{}.", layers - 1);
+      const std::string next = duet::format("blocks.{}.", layers), last = duet::format("blocks.{}.", layers - 1);
       bool has_last = false;
       for (const View& v : directory_.views) {
         has_last = has_last || v.name.starts_with(last);

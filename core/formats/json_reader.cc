@@ -22,11 +22,11 @@ bool JsonReader::next_is(char c) {
 }
 
 void JsonReader::expect(char c) {
-  if (!next_is(c)) bad(fmt::format("\"{}\" found, '{}' expected", printable(text_.substr(at_, 1)), c));
+  if (!next_is(c)) bad(duet::format("\"{}\" found, '{}' expected", printable(text_.substr(at_, 1)), c));
 }
 
 void JsonReader::end() {
-  if (peek(); at_ < text_.size()) bad(fmt::format("{} bytes after the last bracket", text_.size() - at_));
+  if (peek(); at_ < text_.size()) bad(duet::format("{} bytes after the last bracket", text_.size() - at_));
 }
 
 uint64_t JsonReader::integer() {
@@ -39,7 +39,7 @@ uint64_t JsonReader::integer() {
   const size_t digits = at_ - start;
   const bool more = at_ < text_.size() && (text_[at_] == '.' || text_[at_] == 'e' || text_[at_] == 'E');
   if (!ok || digits == 0 || more || (digits > 1 && text_[start] == '0'))
-    bad(fmt::format("\"{}\" is not a whole number of 64 bits,", printable(text_.substr(start, 24))));
+    bad(duet::format("\"{}\" is not a whole number of 64 bits,", printable(text_.substr(start, 24))));
   return v;
 }
 
@@ -66,7 +66,7 @@ std::string JsonReader::text(size_t limit) {
   }
   at_ = stop + 1;
   check(out.size());
-  if (!utf8_valid(out)) bad(fmt::format("\"{}\" is not UTF-8,", printable(out)));
+  if (!utf8_valid(out)) bad(duet::format("\"{}\" is not UTF-8,", printable(out)));
   return out;
 }
 

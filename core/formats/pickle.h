@@ -84,7 +84,7 @@ class Pickle {
   std::string_view line();
   template <class... A>
   [[noreturn]] void bad(fmt::format_string<A...> format, A&&... args) const {
-    fail(DUET_E_FORMAT, "{}: {} at byte {}", what_, fmt::format(format, std::forward<A>(args)...), at_);
+    fail(DUET_E_FORMAT, "{}: {} at byte {}", what_, duet::format(format, std::forward<A>(args)...), at_);
   }
 
   Bytes bytes_;

@@ -29,7 +29,7 @@ class PthReader {
       for (const ZipEntry& e : zip_->entries()) zip_->check_crc(e);
     const ZipEntry& pickle = *zip_->find(root_ + "data.pkl");
     zip_->check_crc(pickle);
-    const Pickle p(zip_->data(pickle), fmt::format("{}: pickle {}", file_, printable(pickle.name)), pickle.data, memory_);
+    const Pickle p(zip_->data(pickle), duet::format("{}: pickle {}", file_, printable(pickle.name)), pickle.data, memory_);
     read_tensors(p);
     directory_.check_storage = [zip = zip_, checked = std::vector<bool>(zip_->entries().size(), verify)](const View& v) mutable {
       if (checked[v.record]) return;
@@ -73,7 +73,7 @@ class PthReader {
     each_item(p, dict, [&](Pickle::Ref key, Pickle::Ref value) {
       if (p.kind(key) == Kind::text && p.kind(value) == Kind::tensor) return add(p, p.text(key), p.arguments(value));
       if (ignored++ == 0)
-        example = fmt::format("{}, which is {}", p.kind(key) == Kind::text ? printable(p.text(key)) : kind_name(p.kind(key)), kind_name(p.kind(value)));
+        example = duet::format("{}, which is {}", p.kind(key) == Kind::text ? printable(p.text(key)) : kind_name(p.kind(key)), kind_name(p.kind(value)));
     });
     if (ignored > 0) notes_.warn("{}: {} values that are no named tensors are ignored, the first is {}", file_, ignored, example);
   }
@@ -92,7 +92,7 @@ class PthReader {
   void add(const Pickle& p, std::string_view name, Pickle::Ref arguments) {
     check_name(name, file_);
     const auto bad = [&]<class... A>(fmt::format_string<A...> format, A&&... args) {
-      fail(DUET_E_FORMAT, "{}: tensor {}: {}", file_, printable(name), fmt::format(format, std::forward<A>(args)...));
+      fail(DUET_E_FORMAT, "{}: tensor {}: {}", file_, printable(name), duet::format(format, std::forward<A>(args)...));
     };
     const auto size = [&](Pickle::Ref r, const char* what) {
       if (p.integer(r) < 0) bad("{} {} is negative", what, p.integer(r));
@@ -106,7 +106,7 @@ class PthReader {
     v.dtype = p.storage_dtype(storage);
     const std::string_view key = p.text(p.item(p.arguments(storage), 2));
     const uint64_t elements = size(p.item(p.arguments(storage), 4), "storage length");
-    const ZipEntry* entry = key.size() > kMaxName ? nullptr : zip_->find(fmt::format("{}data/{}", root_, key));
+    const ZipEntry* entry = key.size() > kMaxName ? nullptr : zip_->find(duet::format("{}data/{}", root_, key));
     if (entry == nullptr) bad("its storage, zip entry {}data/{}, is missing", printable(root_), printable(key));
     uint64_t bytes = 0;
     if (!checked_mul(elements, dtype_bytes(v.dtype), bytes) || bytes != entry->size)

@@ -85,7 +85,7 @@ class SafetensorsReader {
         });
         if (offsets.size() != 2) json_.bad("fewer than two data_offsets");
       } else {
-        json_.bad(fmt::format("\"{}\", which is unknown or stands twice", printable(key)));
+        json_.bad(duet::format("\"{}\", which is unknown or stands twice", printable(key)));
       }
     });
     if (!dtype || !shape || offsets.empty()) json_.bad("no dtype, shape or data_offsets");

@@ -44,7 +44,7 @@ void check_name(std::string_view name, std::string_view file) {
 
 std::string View::shape_text() const {
   std::string out = "[";
-  for (size_t i = 0; i < rank; ++i) out += fmt::format("{}{}", i ? ", " : "", shape[i]);
+  for (size_t i = 0; i < rank; ++i) out += duet::format("{}{}", i ? ", " : "", shape[i]);
   return out + "]";
 }
 

@@ -49,7 +49,7 @@ class Notes {
   Notes(const Log& log, bool strict) : log_(log), strict_(strict) {}
   template <class... A>
   void warn(fmt::format_string<A...> format, A&&... args) const {
-    const std::string text = fmt::format(format, std::forward<A>(args)...);
+    const std::string text = duet::format(format, std::forward<A>(args)...);
     if (strict_) fail(DUET_E_FORMAT, "{} (strict reading was asked for)", text);
     log_.warn("{}", text);
   }

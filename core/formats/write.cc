@@ -22,7 +22,7 @@ std::string header_of(const std::vector<TensorToWrite>& tensors, const std::map<
   const auto comma = [&] { return out.size() > 1 ? "," : ""; };
   if (!metadata.empty()) {
     out += "\"__metadata__\":{";
-    for (const auto& [key, value] : metadata) out += fmt::format("{}{}:{}", out.back() == '{' ? "" : ",", json_quote(key), json_quote(value));
+    for (const auto& [key, value] : metadata) out += duet::format("{}{}:{}", out.back() == '{' ? "" : ",", json_quote(key), json_quote(value));
     out += "}";
   }
   std::set<std::string_view> names;
@@ -31,11 +31,11 @@ std::string header_of(const std::vector<TensorToWrite>& tensors, const std::map<
     if (t.name.empty() || t.name.size() > kMaxName || t.name == "__metadata__" || !utf8_valid(t.name) || !names.insert(t.name).second)
       fail(DUET_E_INVALID, "\"{}\" cannot be the name of another tensor in a safetensors file", printable(t.name));
     std::string shape;
-    for (const uint64_t d : t.shape) shape += fmt::format("{}{}", shape.empty() ? "" : ",", d);
+    for (const uint64_t d : t.shape) shape += duet::format("{}{}", shape.empty() ? "" : ",", d);
     uint64_t end = 0;
     if (!checked_add(offset, bytes_of(t), end)) fail(DUET_E_INVALID, "tensor {}: more bytes than can be counted", printable(t.name));
     out +=
-        fmt::format("{}{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}", comma(), json_quote(t.name), dtype_name(t.dtype), shape, offset, end);
+        duet::format("{}{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}", comma(), json_quote(t.name), dtype_name(t.dtype), shape, offset, end);
     offset = end;
   }
   out += "}";

@@ -1,10 +1,10 @@
 // 128 bits that tell models apart. Not cryptographic: it guards against mistakes, not against forgery.
 #pragma once
-#include <fmt/format.h>
-
 #include <bit>
 #include <cstdint>
 #include <string>
+
+#include "base/format.h"
 
 namespace duet {
 
@@ -21,7 +21,7 @@ class Fingerprint {
   void add(const float* values, uint64_t n) {
     for (uint64_t i = 0; i < n; ++i) add(std::bit_cast<uint32_t>(values[i]));
   }
-  std::string text() const { return fmt::format("{:016x}{:016x}", a_, b_); }
+  std::string text() const { return duet::format("{:016x}{:016x}", a_, b_); }
 
  private:
   uint64_t a_ = 0x6a09'e667'f3bc'c908u, b_ = 0xbb67'ae85'84ca'a73bu;  // square roots of 2 and 3

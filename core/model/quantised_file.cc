@@ -71,7 +71,7 @@ duet_dtype quantised_dtype(const Checkpoint& file) {
 }
 
 duetp_shape quantised_shape(const Checkpoint& file) {
-  const std::string what = fmt::format("{}: {} in __metadata__", file.path(), kShape);
+  const std::string what = duet::format("{}: {} in __metadata__", file.path(), kShape);
   const Json dimensions = parse_json(value_of(file, kShape), what);
   duetp_shape s{};
   s.size = sizeof s;

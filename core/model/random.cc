@@ -1,5 +1,7 @@
 // Random weights at trained-like scale in the shapes of the released models: activations and logits stay near one, decays
 // cover (0.55, 1), and a chosen share of the relu^2 activations is not zero.
+#include <fmt/format.h>
+
 #include <cmath>
 
 #include "base/error.h"

@@ -94,7 +94,7 @@ class Writer {
     if (bytes == 0) return;
     const duetp_shape& s = source_.shape();
     total_ += bytes;
-    tensors_.push_back({fmt::format("blocks.{}.att.time_state", layer), DType::f32, {s.n_head, s.head_size, s.head_size},
+    tensors_.push_back({duet::format("blocks.{}.att.time_state", layer), DType::f32, {s.n_head, s.head_size, s.head_size},
                         [this, layer, bytes](const auto& sink) { send(source_.time_state(layer).data(), bytes, sink); }});
   }
 
@@ -127,7 +127,7 @@ void save_weights(const WeightSource& source, const std::string& path, bool over
     fail(DUET_E_UNSUPPORTED, "{}: cannot write matrices of dtype {}; choose f32, f16, bf16, q8 or q4", path, weights);
   Writer writer(source, weights, progress, user);
   auto all_metadata = metadata;
-  if (source.shape().gn_eps != 64e-5f) all_metadata[kGroupNormEps] = fmt::format("{}", source.shape().gn_eps);
+  if (source.shape().gn_eps != 64e-5f) all_metadata[kGroupNormEps] = duet::format("{}", source.shape().gn_eps);
   if (duetp_is_quantised(writer.stored())) all_metadata.merge(quantised_metadata(writer.stored(), source.shape()));
   save_safetensors(path, overwrite, writer.plan(), all_metadata);
 }

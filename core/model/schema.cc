@@ -1,5 +1,7 @@
 #include "model/schema.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -76,7 +78,7 @@ bool is_value_mix(uint32_t id) { return id == DUETP_T_V0 || id == DUETP_T_V1 || 
 
 template <class Dims>
 std::string text_of(const Dims& dims) {
-  return fmt::format("[{}]", fmt::join(dims, ","));
+  return duet::format("[{}]", fmt::join(dims, ","));
 }
 
 // [C] may come as [1,1,C]; all else must match exactly.
@@ -121,13 +123,13 @@ class Reading {
  private:
   template <class... A>
   void problem(fmt::format_string<A...> f, A&&... a) {
-    if (problems_.size() < kMaxNamed) problems_.push_back(fmt::format(f, std::forward<A>(a)...));
+    if (problems_.size() < kMaxNamed) problems_.push_back(duet::format(f, std::forward<A>(a)...));
     ++n_problems_;
   }
   void stop_at_problems() const {
     if (n_problems_ == 0) return;
     fail(DUET_E_FORMAT, "{}: no valid RWKV-7 model: {}{}", file_.path(), fmt::join(problems_, "; "),
-         n_problems_ > kMaxNamed ? fmt::format("; and {} more", n_problems_ - kMaxNamed) : "");
+         n_problems_ > kMaxNamed ? duet::format("; and {} more", n_problems_ - kMaxNamed) : "");
   }
 
   // L = 1 + the largest i of "blocks.<i>."
@@ -223,7 +225,7 @@ class Reading {
     const duetp_shape& s = model.shape;
     std::vector<const Tensor*> states(s.n_layer);
     for (uint32_t layer = 0; layer < s.n_layer; ++layer) {
-      const std::string name = fmt::format("blocks.{}.att.time_state", layer);
+      const std::string name = duet::format("blocks.{}.att.time_state", layer);
       const Tensor* t = states[layer] = file_.find(name);
       if (t == nullptr) continue;
       if (!fits(t->shape, {s.n_head, s.head_size, s.head_size}))
@@ -268,7 +270,7 @@ class Reading {
 const std::array<TensorSpec, DUETP_T_COUNT>& tensor_specs() { return kSpecs; }
 
 std::string tensor_name(uint32_t id, uint32_t layer) {
-  return id < DUETP_T_EMB ? fmt::format("blocks.{}.{}", layer, kSpecs[id].suffix) : kSpecs[id].suffix;
+  return id < DUETP_T_EMB ? duet::format("blocks.{}.{}", layer, kSpecs[id].suffix) : kSpecs[id].suffix;
 }
 
 std::vector<uint32_t> tensor_shape(uint32_t id, uint32_t layer, const duetp_shape& shape) {

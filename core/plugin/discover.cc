@@ -32,11 +32,11 @@ class Search {
   void named(std::string entry, const char* source, bool bare_libraries) {
     while (entry.size() > 1 && entry.back() == '/') entry.pop_back();
     const std::string shown = printable(entry, 300);
-    if (entry.front() != '/') return refuse(shown, fmt::format("{}: {} takes absolute paths only", shown, source));
+    if (entry.front() != '/') return refuse(shown, duet::format("{}: {} takes absolute paths only", shown, source));
     if (is_folder(entry)) return folder(entry);
     if (entry.ends_with(kManifestSuffix)) return add(entry, true);
-    if (!is_regular_file(entry)) return refuse(shown, fmt::format("{}: no such file or folder ({})", shown, source));
-    if (!bare_libraries) return refuse(shown, fmt::format("{}: {} takes folders and manifests (*{}); a bare library only from DUET_PLUGIN_PATH", shown, source, kManifestSuffix));
+    if (!is_regular_file(entry)) return refuse(shown, duet::format("{}: no such file or folder ({})", shown, source));
+    if (!bare_libraries) return refuse(shown, duet::format("{}: {} takes folders and manifests (*{}); a bare library only from DUET_PLUGIN_PATH", shown, source, kManifestSuffix));
     add(entry, false);
   }
 
@@ -92,8 +92,8 @@ std::vector<Candidate> discover(const std::string& plugin_path) {
 
 std::string deselected(const std::string& id) {
   const std::string select = environment("DUET_PLUGIN_SELECT"), disable = environment("DUET_PLUGIN_DISABLE");
-  if (!select.empty() && !matches_any(id, select)) return fmt::format("{}: not among DUET_PLUGIN_SELECT={}", id, printable(select));
-  if (matches_any(id, disable)) return fmt::format("{}: disabled by DUET_PLUGIN_DISABLE={}", id, printable(disable));
+  if (!select.empty() && !matches_any(id, select)) return duet::format("{}: not among DUET_PLUGIN_SELECT={}", id, printable(select));
+  if (matches_any(id, disable)) return duet::format("{}: disabled by DUET_PLUGIN_DISABLE={}", id, printable(disable));
   return "";
 }
 

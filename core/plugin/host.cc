@@ -43,7 +43,7 @@ Host::Host(std::string id, Team& team, const Log& log) : id_(std::move(id)), tea
   table_.log = [](void* self, int32_t level, const char* text) {
     const Host& h = *static_cast<Host*>(self);
     try {
-      h.log_.message(level, fmt::format("{}: {}", h.id_, bounded(text)).c_str());
+      h.log_.message(level, duet::format("{}: {}", h.id_, bounded(text)).c_str());
     } catch (...) {  // out of memory: a log must never be the reason for a failure
     }
   };

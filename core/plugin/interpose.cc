@@ -74,7 +74,7 @@ void fill(Side& side, duetp_device& t, duetp_ops& ops) {
 // One layer around one device. `device` is what the host uses, `bare` what the layer sees.
 struct Link {
   Link(std::shared_ptr<const Device> b, const Interposer& layer) : below(std::move(b)), bare{below.get()}, around{below.get()} {
-    const std::string who = fmt::format("the layer {}", layer.plugin->id());
+    const std::string who = duet::format("the layer {}", layer.plugin->id());
     fill(bare, bare_table, bare_ops);
     const duetp_device* out = nullptr;
     const duet_status status = call_plugin(who, "device_wrap", [&] { return layer.table.device_wrap(layer.plugin->self(), &bare_table, &below->info, &out); });

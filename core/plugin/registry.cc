@@ -155,7 +155,7 @@ void Registry::Impl::consider_file(const Candidate& candidate, Considered& c) {
   }
   check_permissions(library);
   const PluginNote note = read_plugin_note(library);
-  c.abi = fmt::format("{}.{}", note.abi >> 16, note.abi & 0xffff);
+  c.abi = duet::format("{}.{}", note.abi >> 16, note.abi & 0xffff);
   check_plugin_note(note, library);
   if (candidate.manifest && (note.abi >> 16 != manifest.major || (note.abi & 0xffff) != manifest.minor))
     fail(DUET_E_ABI, "{}: \"abi\" is \"{}.{}\", but {} was made for {}", candidate.path, manifest.major, manifest.minor, library, c.abi);
@@ -178,7 +178,7 @@ void Registry::Impl::refuse_repetition(const std::string& id, const std::string&
 void Registry::Impl::open_plugin(const duetp_plugin& table, Considered& c) {
   c.id = table.id;
   c.version = printable(table.version);
-  c.abi = fmt::format("{}.{}", table.abi >> 16, table.abi & 0xffff);
+  c.abi = duet::format("{}.{}", table.abi >> 16, table.abi & 0xffff);
   auto plugin = std::make_unique<OpenPlugin>(table, c.path, team, log);
   plugins.reserve(plugins.size() + 1);  // so that nothing can fail between opening a device and keeping it
   if (const auto layer = interposer_of(*plugin)) {
@@ -199,7 +199,7 @@ void Registry::Impl::open_plugin(const duetp_plugin& table, Considered& c) {
       auto device = std::make_shared<Device>();
       try {
         *device = absorb(*theirs, info, c.path, reference);
-        device->spec = fmt::format("{}:{}", c.id, i);
+        device->spec = duet::format("{}:{}", c.id, i);
         device->free_memory = [p = plugin.get(), i] { return p->device_info(i).mem_free; };
         c.devices.push_back(device);
       } catch (...) {
@@ -208,7 +208,7 @@ void Registry::Impl::open_plugin(const duetp_plugin& table, Considered& c) {
       }
     } catch (const Error& e) {  // its other devices may do
       code = e.code();
-      c.reason += fmt::format("{}device {}: {}", c.reason.empty() ? "" : "; ", i, e.what());
+      c.reason += duet::format("{}device {}: {}", c.reason.empty() ? "" : "; ", i, e.what());
     }
   }
   if (c.devices.empty()) throw Error(code, c.reason);
@@ -220,14 +220,14 @@ void Registry::Impl::open_plugin(const duetp_plugin& table, Considered& c) {
 // What there is, and why the rest was not taken: the end of every "not found".
 std::string Registry::Impl::inventory() const {
   std::string out = "devices:";
-  for (const DevicePointer& d : ranked) out += fmt::format(" {} ({})", d->spec, d->info.name);
+  for (const DevicePointer& d : ranked) out += duet::format(" {} ({})", d->spec, d->info.name);
   for (const Considered& c : considered)
-    if (!c.reason.empty()) out += fmt::format("; not taken: {}", c.reason);
+    if (!c.reason.empty()) out += duet::format("; not taken: {}", c.reason);
   return out;
 }
 
 DevicePointer Registry::Impl::find(const Spec& spec) const {
-  const std::string wanted = fmt::format("{}:{}", spec.id, spec.index);
+  const std::string wanted = duet::format("{}:{}", spec.id, spec.index);
   for (const DevicePointer& d : ranked)
     if (d->spec == wanted) return d;
   for (const Considered& c : considered)
@@ -239,10 +239,10 @@ const Interposer& Registry::Impl::layer(const std::string& id) const {
   std::string known, refused;
   for (const Interposer& l : layers) {
     if (l.plugin->id() == id) return l;
-    known += fmt::format(" {}", l.plugin->id());
+    known += duet::format(" {}", l.plugin->id());
   }
   for (const Considered& c : considered)
-    if (c.id == id && !c.reason.empty()) refused = fmt::format("; not taken: {}", c.reason);
+    if (c.id == id && !c.reason.empty()) refused = duet::format("; not taken: {}", c.reason);
   fail(DUET_E_NOT_FOUND, "there is no layer {}; layers:{}{}", id, known.empty() ? " none" : known, refused);
 }
 
@@ -274,7 +274,7 @@ DevicePointer Registry::Impl::best(const duetp_shape* shape, duet_dtype weights,
       if (e.code() != DUET_E_UNSUPPORTED) throw;
       why = e.what();
     }
-    refusals += fmt::format("; {}: {}", bare->spec, why);
+    refusals += duet::format("; {}: {}", bare->spec, why);
   }
   fail(DUET_E_UNSUPPORTED, "no device can run this model{}", refusals);
 }

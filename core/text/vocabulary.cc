@@ -184,7 +184,7 @@ std::vector<uint32_t> sort_tokens(const Vocabulary& v, std::string_view file) {
   if (n_missing == 0) return order;
   std::string missing;
   for (int b = 0; b < 256; ++b)
-    if (!found[b]) missing += fmt::format("{}0x{:02x}", missing.empty() ? "" : " ", b);
+    if (!found[b]) missing += duet::format("{}0x{:02x}", missing.empty() ? "" : " ", b);
   fail(DUET_E_FORMAT, "{}: {} of the 256 single bytes {} no token, so not every text could be encoded: {}", file, n_missing, n_missing == 1 ? "has" : "have",
        printable(missing, 400));
 }

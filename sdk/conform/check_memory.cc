@@ -1,4 +1,3 @@
-#include <fmt/format.h>
 #include <signal.h>
 
 #include <algorithm>
@@ -7,6 +6,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "base/format.h"
 #include "conform/checks.h"
 
 namespace conform {
@@ -49,7 +49,7 @@ Verdict fresh_buffers_are_zero(Device& d) {
   for (const uint64_t n : {1u, 63u, 4096u, 100003u}) {
     { Buffer(d, n).write(0, pattern(n, n)); }  // so that memory which is used again is seen
     const std::vector<unsigned char> bytes = Buffer(d, n).read(0, n);
-    expect(std::all_of(bytes.begin(), bytes.end(), [](unsigned char c) { return c == 0; }), fmt::format("a fresh buffer of {} bytes is not zero", n));
+    expect(std::all_of(bytes.begin(), bytes.end(), [](unsigned char c) { return c == 0; }), duet::format("a fresh buffer of {} bytes is not zero", n));
   }
   return {};
 }
@@ -66,12 +66,12 @@ Verdict transfers_keep_every_byte(Device& d) {
     b.write(640, part);
     std::copy(part.begin(), part.end(), want.begin() + 640);
     std::fill(part.begin(), part.end(), 0);  // src may be reused on return
-    expect(b.read(0, want.size()) == want, fmt::format("an upload of {} bytes at 640 changed something else, or not all of them", n));
+    expect(b.read(0, want.size()) == want, duet::format("an upload of {} bytes at 640 changed something else, or not all of them", n));
     d.check(d->copy(d.self(), d.queue(), b.at(128), a.at(64), n));
     std::copy(whole.begin() + 64, whole.begin() + 64 + static_cast<std::ptrdiff_t>(n), want.begin() + 128);
-    expect(b.read(0, want.size()) == want, fmt::format("a copy of {} bytes changed something else, or not all of them", n));
+    expect(b.read(0, want.size()) == want, duet::format("a copy of {} bytes changed something else, or not all of them", n));
     expect(b.read(128, n) == std::vector<unsigned char>(want.begin() + 128, want.begin() + 128 + static_cast<std::ptrdiff_t>(n)),
-           fmt::format("a download of {} bytes at 128 is wrong", n));
+           duet::format("a download of {} bytes at 128 is wrong", n));
   }
   return {};
 }
@@ -80,7 +80,7 @@ Verdict states_keep_every_bit(Device& d) {
   const duetp_shape shape = shape_of(3, 2, 16, 64, 67);
   const size_t LC = size_t{3} * 32;
   State s(d, shape, 4);
-  for (uint32_t i = 0; i < 4; ++i) expect(s.slot(i) == s.initial(i), fmt::format("slot {}: what is exported is not what was imported", i));
+  for (uint32_t i = 0; i < 4; ++i) expect(s.slot(i) == s.initial(i), duet::format("slot {}: what is exported is not what was imported", i));
   // parts: a NULL array is skipped
   std::vector<float> want = s.initial(1), ones(LC * 16, 1);
   d.check(d->state_import(d.self(), d.queue(), s.get(), 1, nullptr, ones.data(), nullptr));
@@ -150,7 +150,7 @@ void check_process(Context& x) {
   line.run("after all that", [] { return process_is_unchanged(); });
   line.run("memory of the host", [&] {
     const long kept = x.device.close();
-    expect(kept == 0, fmt::format("the plugin kept {} allocations of the host after it was closed", kept));
+    expect(kept == 0, duet::format("the plugin kept {} allocations of the host after it was closed", kept));
     return Verdict{};
   });
   x.report.add(line);

@@ -1,7 +1,6 @@
-#include <fmt/format.h>
-
 #include <cstring>
 
+#include "base/format.h"
 #include "conform/batches.h"
 #include "conform/checks.h"
 #include "conform/forward.h"
@@ -108,14 +107,14 @@ Verdict hand_over(Context& x, const Model& m, uint32_t rung) {
     const Outcome::Output got = part.device ? run(x.device, there, part.n, part.mode, rung) : run(x.reference, here, part.n, part.mode, 1);
     if (part.device) here.set(1, there.slot(1));
     const Outcome::Output want = run(x.reference, whole, part.n, DUET_MODE_RECURRENT, 1);
-    v.join(compare(got, want, fmt::format("logits of token {}", at + part.n - 1), network_tolerance(m.weights)));
+    v.join(compare(got, want, duet::format("logits of token {}", at + part.n - 1), network_tolerance(m.weights)));
     at += part.n;
   }
   v.join(compare_states(here, whole, {{at}, {1}, {}}, network_tolerance(m.weights)));
   return v;
 }
 
-std::string name_of(const duetp_shape& s) { return fmt::format("L {}, H {}, N {}", s.n_layer, s.n_head, s.head_size); }
+std::string name_of(const duetp_shape& s) { return duet::format("L {}, H {}, N {}", s.n_layer, s.n_head, s.head_size); }
 
 }  // namespace
 
@@ -126,7 +125,7 @@ void check_network(Context& x, uint32_t rung) {
   if (!x.device.offers_rung(rung)) {
     Line line(subject, "", "");
     line.absent = true;
-    line.reason = fmt::format("rung {} is not offered", rung);
+    line.reason = duet::format("rung {} is not offered", rung);
     return x.report.add(line);
   }
   for (const duet_dtype dtype : kWeights) {
@@ -139,10 +138,10 @@ void check_network(Context& x, uint32_t rung) {
       }
       const Model model(shape, dtype, x.seed);
       for (const Batch& b : batches(DUET_MODE_PARALLEL, x.quick))
-        parallel.run(fmt::format("{}, T {}{}", name_of(shape), b.n_tokens(), b.lengths.size() > 1 ? " ragged" : ""),
+        parallel.run(duet::format("{}, T {}{}", name_of(shape), b.n_tokens(), b.lengths.size() > 1 ? " ragged" : ""),
                      [&] { return compare_case(x, model, b, DUET_MODE_PARALLEL, rung); });
       for (const Batch& b : batches(DUET_MODE_RECURRENT, x.quick))
-        recurrent.run(fmt::format("{}, batch {}", name_of(shape), b.lengths.size()), [&] { return compare_case(x, model, b, DUET_MODE_RECURRENT, rung); });
+        recurrent.run(duet::format("{}, batch {}", name_of(shape), b.lengths.size()), [&] { return compare_case(x, model, b, DUET_MODE_RECURRENT, rung); });
       over.run(name_of(shape), [&] { return hand_over(x, model, rung); });
     }
     for (const Line* line : {&parallel, &recurrent, &over}) x.report.add(*line);

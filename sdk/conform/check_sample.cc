@@ -1,8 +1,7 @@
-#include <fmt/format.h>
-
 #include <cmath>
 #include <cstring>
 
+#include "base/format.h"
 #include "conform/checks.h"
 #include "conform/record.h"
 
@@ -133,9 +132,9 @@ std::string counts_differ(const Drawn& got, const Drawn& want, size_t row) {
   for (uint32_t i = 0; i < want.rows[row].n_entries; ++i) {
     const duetp_sample_entry& e = want.entries[want.rows[row].first_entry + i];
     const double count = find(got, row, e.token);
-    if ((e.count < 0) != (count < 0) || std::abs(count - e.count) > 1e-12) return fmt::format("row {}: the count of token {} is {}, not {}", row, e.token, count, e.count);
+    if ((e.count < 0) != (count < 0) || std::abs(count - e.count) > 1e-12) return duet::format("row {}: the count of token {} is {}, not {}", row, e.token, count, e.count);
   }
-  return got.rows[row].n_entries == want.rows[row].n_entries ? "" : fmt::format("row {}: {} entries, not {}", row, got.rows[row].n_entries, want.rows[row].n_entries);
+  return got.rows[row].n_entries == want.rows[row].n_entries ? "" : duet::format("row {}: {} entries, not {}", row, got.rows[row].n_entries, want.rows[row].n_entries);
 }
 
 std::string differ(const Drawn& got, const Drawn& want) {
@@ -143,12 +142,12 @@ std::string differ(const Drawn& got, const Drawn& want) {
     bool drawn = true;
     for (uint32_t step = 0; drawn && step < kSteps; ++step) {
       const int32_t g = got.history[i * kSteps + step], w = want.history[i * kSteps + step];
-      if (g != w) return fmt::format("row {}, step {}: {}, not {} as the reference", i, step, g, w);
+      if (g != w) return duet::format("row {}, step {}: {}, not {} as the reference", i, step, g, w);
       drawn = w >= 0;
     }
     if (!drawn) continue;  // not specified from there on
-    if (got.tokens[i] != want.tokens[i]) return fmt::format("row {}: the frame's token is {}, not {}", i, got.tokens[i], want.tokens[i]);
-    if (got.rows[i].position != want.rows[i].position || got.rows[i].next != want.rows[i].next) return fmt::format("row {}: its position or its place in the history is wrong", i);
+    if (got.tokens[i] != want.tokens[i]) return duet::format("row {}: the frame's token is {}, not {}", i, got.tokens[i], want.tokens[i]);
+    if (got.rows[i].position != want.rows[i].position || got.rows[i].next != want.rows[i].next) return duet::format("row {}: its position or its place in the history is wrong", i);
     if (const std::string text = counts_differ(got, want, i); !text.empty()) return text;
   }
   return "";
@@ -189,7 +188,7 @@ void check_sample(Context& x) {
     }
     const Model model(shape, DUET_F32, x.seed);
     for (const Shape form : {Shape::spread, Shape::ties, Shape::flat, Shape::equal, Shape::banned, Shape::faulty})
-      line.run(fmt::format("V {}, rows {}, {}", s.n_vocab, s.n_rows, kShapes[static_cast<int>(form)]), [&] { return compare_case(x, model, s, form, x.seed + static_cast<uint64_t>(form)); });
+      line.run(duet::format("V {}, rows {}, {}", s.n_vocab, s.n_rows, kShapes[static_cast<int>(form)]), [&] { return compare_case(x, model, s, form, x.seed + static_cast<uint64_t>(form)); });
   }
   x.report.add(line);
 }

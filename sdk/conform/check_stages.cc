@@ -1,8 +1,7 @@
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstring>
 
+#include "base/format.h"
 #include "conform/batches.h"
 #include "conform/checks.h"
 #include "duet_quantised.h"
@@ -97,9 +96,9 @@ Verdict compare_case(Context& x, const Model& m, const Model::Layers& reference_
 }
 
 std::string name_of(const Size& s, const Batch& b, duet_mode mode, Pattern p) {
-  std::string out = fmt::format("H {}, N {}, ", s.n_head, s.head_size);
-  out += mode == DUET_MODE_RECURRENT ? fmt::format("batch {}", b.lengths.size()) : fmt::format("T {}{}", b.n_tokens(), b.lengths.size() > 1 ? " ragged" : "");
-  return p == Pattern::random ? out : fmt::format("{}, {}", out, name_of(p));
+  std::string out = duet::format("H {}, N {}, ", s.n_head, s.head_size);
+  out += mode == DUET_MODE_RECURRENT ? duet::format("batch {}", b.lengths.size()) : duet::format("T {}{}", b.n_tokens(), b.lengths.size() > 1 ? " ragged" : "");
+  return p == Pattern::random ? out : duet::format("{}, {}", out, name_of(p));
 }
 
 }  // namespace

@@ -1,8 +1,7 @@
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <stdexcept>
 
+#include "base/format.h"
 #include "conform/batches.h"
 #include "conform/checks.h"
 #include "conform/forward.h"
@@ -44,7 +43,7 @@ Verdict keeps_rounded_numbers(Device& d, duet_dtype stored) {
   s.set(1, raw);
   const std::vector<float> want = s.rounded(raw), got = s.slot(1);
   for (size_t i = 0; i < want.size(); ++i)
-    expect(got[i] == want[i], fmt::format("{:.9g} was imported and {:.9g} exported, not {:.9g}: {}", raw[i], got[i], want[i], s.place(i)));
+    expect(got[i] == want[i], duet::format("{:.9g} was imported and {:.9g} exported, not {:.9g}: {}", raw[i], got[i], want[i], s.place(i)));
   s.set(1, got);
   expect(s.slot(1) == got, "a state that was exported and imported again is not the same");
   expect(s.slot(0) == s.initial(0) && s.slot(2) == s.initial(2), "an import changed another slot");
@@ -61,7 +60,7 @@ std::string not_rounded(State& s) {
   for (uint32_t slot = 0; slot < s.n_slots(); ++slot) {
     const std::vector<float> v = s.slot(slot), r = s.rounded(v);
     const auto at = std::mismatch(v.begin(), v.end(), r.begin()).first;
-    if (at != v.end()) return fmt::format("the state: slot {} holds {:.9g}, which is not of its dtype, in {}", slot, *at, s.place(static_cast<size_t>(at - v.begin())));
+    if (at != v.end()) return duet::format("the state: slot {} holds {:.9g}, which is not of its dtype, in {}", slot, *at, s.place(static_cast<size_t>(at - v.begin())));
   }
   return "";
 }
@@ -86,7 +85,7 @@ Verdict stage_case(Context& x, const Model& m, const StageCase& c, const Batch& 
   v.join(compare_states(got_state, want_state, b, state + unit_of(stored)));
   if (v.fault.empty()) v.fault = not_rounded(got_state);
   if (const double share = share_of_others(got_state, want_state); v.fault.empty() && state < 1e-4 && share > 0.1)
-    v.fault = fmt::format("the state: {:.0f} % of the numbers are not what the reference rounds to; to nearest, ties to even, few would be", 100 * share);
+    v.fault = duet::format("the state: {:.0f} % of the numbers are not what the reference rounds to; to nearest, ties to even, few would be", 100 * share);
   return v;
 }
 
@@ -112,7 +111,7 @@ void check_stored(Context& x) {
   std::vector<uint32_t> sizes{64};
   if (!x.quick) sizes = {20, 32, 64, 128};
   for (const duet_dtype stored : {DUET_F16, DUET_BF16}) {
-    const std::string subject = fmt::format("state in {}", name_of(stored)), why = refusal(x.device, stored);
+    const std::string subject = duet::format("state in {}", name_of(stored)), why = refusal(x.device, stored);
     Line memory(subject, "", "");
     if (!why.empty()) {
       memory.refuse(why);
@@ -128,7 +127,7 @@ void check_stored(Context& x) {
         if (mode == DUET_MODE_PARALLEL) batches = parallel_batches(17), batches.push_back(parallel_batches(65)[0]);
         for (const uint32_t N : sizes) {
           const Model model(shape_of(2, 3, N, 2 * N + 3, 67), weights, x.seed);
-          const auto name = [&](const char* what, const Batch& b) { return fmt::format("{}, N {}, T {}{}", what, N, b.n_tokens(), b.lengths.size() > 1 ? " ragged" : ""); };
+          const auto name = [&](const char* what, const Batch& b) { return duet::format("{}, N {}, T {}{}", what, N, b.n_tokens(), b.lengths.size() > 1 ? " ragged" : ""); };
           for (const Batch& b : batches) {
             if (x.device.offers(wkv.fn) && x.device.refuses(model.shape, weights, 1).empty())
               line.run(name("wkv", b), [&] { return stage_case(x, model, wkv, b, mode, stored); });

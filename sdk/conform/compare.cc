@@ -1,11 +1,10 @@
 #include "conform/compare.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
+#include "base/format.h"
 #include "duet_quantised.h"
 
 namespace conform {
@@ -28,13 +27,13 @@ std::string fault_of(const Outcome::Output& got, const Outcome::Output& want, co
   const size_t size = bytes_of(want.dtype);
   for (size_t i = 0; i < want_values.size(); ++i) {
     const bool wrote = !untouched(&got.bytes[i * size], size);
-    const auto at = [&](const char* what) { return fmt::format("{}: {} at row {}, column {}", name, what, i / want.columns, i % want.columns); };
+    const auto at = [&](const char* what) { return duet::format("{}: {} at row {}, column {}", name, what, i / want.columns, i % want.columns); };
     if (!wrote) return at("not written");
     if (!std::isfinite(got_values[i])) return at("not finite");
   }
   const double zeros = share_of_zeros(want_values);
-  if (zeros > 0.5) return fmt::format("{}: {:.0f} % of the right output is zero, so this case shows nothing", name, 100 * zeros);
-  if (share_of_zeros(got_values) > 0.5) return fmt::format("{}: mostly zeros", name);
+  if (zeros > 0.5) return duet::format("{}: {:.0f} % of the right output is zero, so this case shows nothing", name, 100 * zeros);
+  if (share_of_zeros(got_values) > 0.5) return duet::format("{}: mostly zeros", name);
   return "";
 }
 
@@ -83,7 +82,7 @@ Verdict compare(const Outcome::Output& got, const Outcome::Output& want, const s
   Verdict v{distance(got_values, want_values), limit, name, fault_of(got, want, got_values, want_values, name)};
   if (v.fault.empty() && !(v.worst <= limit)) {
     const size_t first = first_beyond(limit, got_values, want_values);
-    v.fault = fmt::format("{}: {:.2g} from the reference, more than {:.2g}; the first at row {}, column {}", name, v.worst, limit, first / want.columns,
+    v.fault = duet::format("{}: {:.2g} from the reference, more than {:.2g}; the first at row {}, column {}", name, v.worst, limit, first / want.columns,
                           first % want.columns);
   }
   return v;
@@ -100,14 +99,14 @@ Verdict compare_states(State& got, State& want, const Batch& b, double limit) {
     if (!named[slot]) {
       const std::vector<float> before = got.initial(slot);
       if (std::memcmp(g.data(), before.data(), g.size() * sizeof(float)) != 0 && v.fault.empty())
-        v.fault = fmt::format("the state: slot {} changed, which no token belongs to", slot);
+        v.fault = duet::format("the state: slot {} changed, which no token belongs to", slot);
       continue;
     }
     const std::vector<float> w = want.slot(slot);
     const double d = distance(g, w);
     if (v.where.empty() || d > v.worst) v.worst = d, v.where = "the state";
     if (!(d <= limit) && v.fault.empty())
-      v.fault = fmt::format("the state: slot {} is {:.2g} from the reference, more than {:.2g}; the first in {}", slot, d, limit,
+      v.fault = duet::format("the state: slot {} is {:.2g} from the reference, more than {:.2g}; the first in {}", slot, d, limit,
                             got.place(first_beyond(limit, g, w)));
   }
   return v;

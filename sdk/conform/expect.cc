@@ -1,11 +1,11 @@
 #include "conform/expect.h"
 
-#include <fmt/format.h>
-
 #include <cerrno>
 #include <cstring>
 #include <fstream>
 #include <stdexcept>
+
+#include "base/format.h"
 
 namespace conform {
 namespace {
@@ -17,7 +17,7 @@ std::string trimmed(const std::string& s) {
 
 Expectation parse(const std::string& line, const std::string& where) {
   const auto wrong = [&](const char* what) {
-    throw std::runtime_error(fmt::format("{}: {}; an entry reads \"fail|unsupported SUBJECT[, DTYPE[, MODE]]: REASON\", not \"{}\"", where, what, line));
+    throw std::runtime_error(duet::format("{}: {}; an entry reads \"fail|unsupported SUBJECT[, DTYPE[, MODE]]: REASON\", not \"{}\"", where, what, line));
   };
   const size_t space = line.find_first_of(" \t"), colon = line.find(':');
   Expectation e{where, line.substr(0, space), "", "", "", ""};
@@ -42,9 +42,9 @@ Expectations::Expectations(const std::string& file) : file_(file) {
   std::string line;
   for (uint32_t n = 1; std::getline(in, line); ++n) {
     line = trimmed(line.substr(0, line.find('#')));
-    if (!line.empty()) entries_.push_back(parse(line, fmt::format("{}:{}", file, n)));
+    if (!line.empty()) entries_.push_back(parse(line, duet::format("{}:{}", file, n)));
   }
-  if (!in.eof()) throw std::runtime_error(fmt::format("{}: {}", file, std::strerror(errno)));
+  if (!in.eof()) throw std::runtime_error(duet::format("{}: {}", file, std::strerror(errno)));
 }
 
 const Expectation* Expectations::find(const std::string& subject, const std::string& dtype, const std::string& mode) {

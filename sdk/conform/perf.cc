@@ -1,7 +1,5 @@
 #include "conform/perf.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -10,6 +8,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "base/format.h"
 #include "conform/crash.h"
 #include "conform/forward.h"
 #include "duet_quantised.h"
@@ -43,7 +42,7 @@ std::vector<Scale> scales(bool quick, bool whole) {
 struct Run {
   duet_mode mode;
   int32_t n;  // sequences of one token, or tokens of one sequence
-  std::string name() const { return mode == DUET_MODE_RECURRENT ? fmt::format("batch {}", n) : fmt::format("T {}", n); }
+  std::string name() const { return mode == DUET_MODE_RECURRENT ? duet::format("batch {}", n) : duet::format("T {}", n); }
   Batch batch() const {
     if (mode == DUET_MODE_PARALLEL) return {{n}, {0}, {n - 1}};
     Batch b;
@@ -294,14 +293,14 @@ int measure(const Measure& x) {
         for (const StageCase& c : cases)
           for (const Run& run : kRuns) {
             if (dtype != DUET_F32 && same_as_f32(c, dtype)) continue;
-            now_running(fmt::format("{} {} {} {}, measured", c.name(), scale.name, name_of(dtype), run.name()));
+            now_running(duet::format("{} {} {} {}, measured", c.name(), scale.name, name_of(dtype), run.name()));
             table.add(c.name(), scale, dtype, run, stage_bytes(c, model, run.batch()), seconds_of_stage(d, sweep, model, layers, c, run));
           }
       }
       for (const uint32_t rung : rungs)
         for (const Run& run : kRuns) {
           if (!wanted(rung)) continue;
-          now_running(fmt::format("{} {} {} {}, measured", kRungs[rung], scale.name, name_of(dtype), run.name()));
+          now_running(duet::format("{} {} {} {}, measured", kRungs[rung], scale.name, name_of(dtype), run.name()));
           table.add(kRungs[rung], scale, dtype, run, step_bytes(model, run.batch()), seconds_of_step(d, sweep, model, rung, run));
         }
     }

@@ -1,11 +1,10 @@
 #include "conform/report.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "base/format.h"
 #include "conform/crash.h"
 
 namespace conform {
@@ -17,7 +16,7 @@ constexpr size_t kFaultsShown = 3;
 
 void Line::run(const std::string& name, const std::function<Verdict()>& check) {
   ++n_cases;
-  now_running(fmt::format("{} {} {}: {}", subject, dtype, mode, name));
+  now_running(duet::format("{} {} {}: {}", subject, dtype, mode, name));
   Verdict v;
   try {
     v = check();
@@ -26,7 +25,7 @@ void Line::run(const std::string& name, const std::function<Verdict()>& check) {
   } catch (...) {
     v.fault = "an exception that is not a std::exception left the plugin";
   }
-  if (!v.fault.empty() && ++n_faults <= kFaultsShown) faults.push_back(fmt::format("{} ({})", v.fault, name));
+  if (!v.fault.empty() && ++n_faults <= kFaultsShown) faults.push_back(duet::format("{} ({})", v.fault, name));
   if (!v.where.empty() && (worst.where.empty() || v.worst / v.limit > worst.worst / worst.limit)) worst = v, worst_case = name;
 }
 
@@ -39,14 +38,14 @@ void Line::judge(Expectations& list) {
   };
   const bool unsupported = !failed() && n_cases == 0;
   if (e == nullptr) {
-    if (unsupported) fault(fmt::format("unsupported, which {} does not say", list.file()));
+    if (unsupported) fault(duet::format("unsupported, which {} does not say", list.file()));
   } else if (e->result == "fail" && failed()) {
     expected = true;
-    reason = fmt::format("expected: {}", e->reason);
+    reason = duet::format("expected: {}", e->reason);
   } else if (e->result == "fail") {
-    fault(fmt::format("{} expects a failure ({}), but it {}: the entry must go", e->where, e->reason, unsupported ? "is unsupported" : "passes"));
+    fault(duet::format("{} expects a failure ({}), but it {}: the entry must go", e->where, e->reason, unsupported ? "is unsupported" : "passes"));
   } else if (!unsupported) {
-    fault(fmt::format("{} says it is unsupported ({}), but it is not: the entry must go", e->where, e->reason));
+    fault(duet::format("{} says it is unsupported ({}), but it is not: the entry must go", e->where, e->reason));
   }
 }
 
@@ -58,10 +57,10 @@ void Report::add(Line line) {
 
 void Report::print(const Line& line) const {
   if (json_) return;
-  std::string text = fmt::format("{:<12}{:<24}{:<6}{:<11}", line.result(), line.subject, line.dtype, line.mode);
-  if (line.n_cases) text += fmt::format("{:>5} cases", line.n_cases);
-  if (!line.worst.where.empty()) text += fmt::format("  worst {:.1e} of {:.1e}  {}, {}", line.worst.worst, line.worst.limit, line.worst.where, line.worst_case);
-  if (!line.reason.empty()) text += fmt::format("{}{}", line.n_cases == 0 ? "" : line.expected ? "; " : "; in part refused: ", line.reason);
+  std::string text = duet::format("{:<12}{:<24}{:<6}{:<11}", line.result(), line.subject, line.dtype, line.mode);
+  if (line.n_cases) text += duet::format("{:>5} cases", line.n_cases);
+  if (!line.worst.where.empty()) text += duet::format("  worst {:.1e} of {:.1e}  {}, {}", line.worst.worst, line.worst.limit, line.worst.where, line.worst_case);
+  if (!line.reason.empty()) text += duet::format("{}{}", line.n_cases == 0 ? "" : line.expected ? "; " : "; in part refused: ", line.reason);
   std::printf("%s\n", text.c_str());
   for (const std::string& fault : line.faults) std::printf("            %s: %s\n", line.subject.c_str(), fault.c_str());
   if (line.n_faults > line.faults.size()) std::printf("            %s: and %zu more\n", line.subject.c_str(), line.n_faults - line.faults.size());
@@ -72,7 +71,7 @@ int Report::finish(const std::string& plugin, const std::string& device, bool wh
   for (const Expectation* e : expectations_.unmet()) {
     if (!whole) break;
     Line line(e->subject, e->dtype, e->mode);
-    line.faults.push_back(fmt::format("{} expects something of a line that there is not: the entry must go", e->where));
+    line.faults.push_back(duet::format("{} expects something of a line that there is not: the entry must go", e->where));
     line.n_faults = 1;
     lines_.push_back(line);
     print(line);
