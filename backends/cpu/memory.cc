@@ -174,13 +174,13 @@ duet_status state_copy(void*, duetp_queue* q, duetp_state* dst, uint32_t dst_slo
   return DUET_OK;
 }
 
-// f(canonical [value][key] offset, own [key][value] offset) for each element of a layer's S
-template <class F>
-void each_element(const duetp_state& s, const F& f) {
+// f(number of the canonical [value][key], number of the own [key][value]) for each of a layer's S
+template <class Canonical, class F>
+void each_number(const duetp_state& s, Canonical* canonical, float* own, const F& f) {
   const uint64_t N = s.shape.head_size, stride = wkv_stride(N);
-  for (uint64_t h = 0; h < s.shape.n_head; ++h)
+  for (uint64_t h = 0; h < s.shape.n_head; ++h, canonical += N * N, own += N * stride)
     for (uint64_t value = 0; value < N; ++value)
-      for (uint64_t key = 0; key < N; ++key) f((h * N + value) * N + key, (h * N + key) * stride + value);
+      for (uint64_t key = 0; key < N; ++key) f(canonical[value * N + key], own[key * stride + value]);
 }
 
 duet_status state_export(void*, duetp_queue* q, const duetp_state* s, uint32_t slot, float* att_x, float* wkv, float* ffn_x) {
@@ -190,7 +190,7 @@ duet_status state_export(void*, duetp_queue* q, const duetp_state* s, uint32_t s
   for (uint32_t l = 0; l < s->shape.n_layer; ++l) {
     if (att_x) std::memcpy(att_x + l * C, s->att_x(i, l), C * sizeof(float));
     if (ffn_x) std::memcpy(ffn_x + l * C, s->ffn_x(i, l), C * sizeof(float));
-    if (wkv) each_element(*s, [&](uint64_t canonical, uint64_t own) { wkv[l * M + canonical] = s->wkv(i, l)[own]; });
+    if (wkv) each_number(*s, wkv + l * M, s->wkv(i, l), [](float& canonical, float own) { canonical = own; });
   }
   return DUET_OK;
 }
@@ -202,7 +202,7 @@ duet_status state_import(void*, duetp_queue* q, duetp_state* s, uint32_t slot, c
   for (uint32_t l = 0; l < s->shape.n_layer; ++l) {
     if (att_x) std::memcpy(s->att_x(i, l), att_x + l * C, C * sizeof(float));
     if (ffn_x) std::memcpy(s->ffn_x(i, l), ffn_x + l * C, C * sizeof(float));
-    if (wkv) each_element(*s, [&](uint64_t canonical, uint64_t own) { s->wkv(i, l)[own] = wkv[l * M + canonical]; });
+    if (wkv) each_number(*s, wkv + l * M, s->wkv(i, l), [](float canonical, float& own) { own = canonical; });
   }
   return DUET_OK;
 }

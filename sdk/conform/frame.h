@@ -1,6 +1,8 @@
 // Frames and states of a device under test.
 #pragma once
+#include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -72,13 +74,19 @@ class State {
     device_.check(device_->state_import(device_.self(), device_.queue(), state_, i, v.data(), v.data() + LC, v.data() + LC * (1 + shape_.head_size)));
   }
   std::vector<float> initial(uint32_t i) const {  // what the slot held first
-    Random random(1000 + i);
-    std::vector<float> v(size_t{shape_.n_layer} * shape_.n_embd * (2 + shape_.head_size));
-    for (float& f : v) f = random.next();
-    return rounded(std::move(v));
+    const size_t n = size_t{shape_.n_layer} * shape_.n_embd * (2 + shape_.head_size);
+    static std::map<uint32_t, std::vector<float>> streams;  // each as long as it was ever needed: thousands of states begin alike
+    std::vector<float>& stream = streams[i];
+    if (stream.size() < n) {
+      Random random(1000 + i);
+      stream.resize(n);
+      for (float& f : stream) f = random.next();
+    }
+    return rounded({stream.begin(), stream.begin() + static_cast<std::ptrdiff_t>(n)});
   }
   // The slot as a state of this dtype keeps it
   std::vector<float> rounded(std::vector<float> v) const {
+    if (stored_ == DUET_F32) return v;
     const size_t LC = size_t{shape_.n_layer} * shape_.n_embd;
     for (float* S = v.data() + LC; S < v.data() + LC * (1 + shape_.head_size); ++S) *S = duetp_stored(*S, stored_);
     return v;
