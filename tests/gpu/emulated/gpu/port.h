@@ -2,6 +2,7 @@
 // the next barrier in its turn. The turns come in another order in every round, so that a result that depends on the order shows.
 // Shuffles count as barriers: all threads of a block must come to them.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -52,7 +53,6 @@ class Block {
       ::getcontext(&f.context);
       f.context.uc_stack.ss_sp = stacks.data() + static_cast<size_t>(&f - fibers_.data()) * kStack;
       f.context.uc_stack.ss_size = kStack;
-      f.context.uc_link = &home_;
       ::makecontext(&f.context, run, 0);
     }
     std::vector<uint32_t> turns(n);
@@ -62,28 +62,35 @@ class Block {
       std::shuffle(turns.begin(), turns.end(), random);
       for (const uint32_t i : turns) {
         threadIdx.x = current_ = i;
-        ::swapcontext(&home_, &fibers_[i].context);
+        resume(fibers_[i]);
       }
       std::erase_if(turns, [this](uint32_t i) { return fibers_[i].done; });
     }
   }
   void barrier() {
-    const uint32_t me = current_;
-    ::swapcontext(&fibers_[me].context, &home_);
+    if (::_setjmp(fibers_[current_].place) == 0) ::_longjmp(home_, 1);
   }
 
  private:
   struct Fiber {
-    ucontext_t context;
-    bool done = false;
+    ucontext_t context;  // only to begin with: a swapcontext asks the system for its signal mask, and takes ten times as long as a jump
+    jmp_buf place;
+    bool begun = false, done = false;
   };
+  void resume(Fiber& f) {
+    if (::_setjmp(home_) != 0) return;
+    if (f.begun) ::_longjmp(f.place, 1);
+    f.begun = true;
+    ::setcontext(&f.context);
+  }
   static void run() {
     now()->kernel_();
     now()->fibers_[now()->current_].done = true;
+    ::_longjmp(now()->home_, 1);
   }
   const std::function<void()>& kernel_;
   std::vector<Fiber> fibers_;
-  ucontext_t home_;
+  jmp_buf home_;
   uint32_t current_ = 0;
 
  public:
