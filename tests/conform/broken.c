@@ -5,6 +5,7 @@
 #include <locale.h>
 #include <math.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { GOOD, OFF_BY_ONE, PAST_THE_END, ZEROS, STATE_LAYOUT, NOT_DETERMINISTIC, OTHER_SLOT, KEEPS_MEMORY, ROUNDING, LOCALE, CRASH, UNWRITTEN, INPUT, SECOND_LAYER, SIGNALS };
@@ -20,6 +21,9 @@ static void head(const duetp_stage* a, int32_t first, int32_t last, uint32_t h, 
   const float *v = duetp_host_f32(a->in[DUETP_WKV_IN_V]), *kk = duetp_host_f32(a->in[DUETP_WKV_IN_KK]), *iclr = duetp_host_f32(a->in[DUETP_WKV_IN_A]);
   float* y = duetp_host_f32(a->out[DUETP_WKV_OUT_Y]);
   double row[MAX_HEAD];
+  double* decay = malloc((size_t)(last - first) * N * sizeof(double));
+  for (int32_t t = first; t < last; ++t)
+    for (uint32_t j = 0; j < N; ++j) decay[(size_t)(t - first) * N + j] = exp(-0.60653065971263342 / (1 + exp(-w[(uint64_t)t * C + (uint64_t)h * N + j])));
   for (uint32_t i = 0; i < N; ++i) {
     for (uint32_t j = 0; j < N; ++j) row[j] = state ? state[BROKEN == STATE_LAYOUT ? j * N + i : i * N + j] : 0;
     for (int32_t t = first; t < last; ++t) {
@@ -28,7 +32,7 @@ static void head(const duetp_stage* a, int32_t first, int32_t last, uint32_t h, 
       double removed = 0, sum = 0;
       for (uint32_t j = 0; j < N; ++j) removed -= row[j] * kk[at + j];
       for (uint32_t j = 0; j < N; ++j) {
-        row[j] = row[j] * exp(-0.60653065971263342 / (1 + exp(-w[at + j]))) + removed * ((double)kk[at + j] * iclr[at + j]) + (double)v[at + i] * k[at + j];
+        row[j] = row[j] * decay[(size_t)(t - first) * N + j] + removed * ((double)kk[at + j] * iclr[at + j]) + (double)v[at + i] * k[at + j];
         sum += row[j] * r[(uint64_t)read * C + (uint64_t)h * N + j];
       }
       if (BROKEN == UNWRITTEN && t + 1 == last && i + 1 == N) continue;
@@ -36,6 +40,7 @@ static void head(const duetp_stage* a, int32_t first, int32_t last, uint32_t h, 
     }
     for (uint32_t j = 0; state && j < N; ++j) state[BROKEN == STATE_LAYOUT ? j * N + i : i * N + j] = (float)row[j];
   }
+  free(decay);
 }
 
 static duet_status wkv(void* self, duetp_queue* q, const duetp_stage* a) {
@@ -71,7 +76,8 @@ static duet_status wkv(void* self, duetp_queue* q, const duetp_stage* a) {
 }
 
 static const char* refuses(void* self, const duetp_shape* s, duet_dtype weights, uint32_t rung) {
-  (void)self, (void)weights, (void)rung;
+  (void)self, (void)rung;
+  if (DUETP_SANITIZER && BROKEN > OFF_BY_ONE && weights != DUET_F32) return "a fault shows with f32 weights, and under a sanitizer one dtype takes long enough";
   return s->head_size > MAX_HEAD ? "heads have at most 128 channels" : NULL;
 }
 
