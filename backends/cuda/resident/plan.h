@@ -94,5 +94,6 @@ __host__ __device__ inline bool divide_products(uint32_t C, const uint32_t (&ran
 inline uint32_t rows_of_stage(uint32_t n_in) { return kStageBytes / (2 * n_in); }
 // Of the second low-rank matrices, which tensor cores take sixteen rows at a time of
 inline uint32_t low_rows_of_stage(uint32_t rank) { return rank == 0 ? 0 : std::min(kHead, rows_of_stage(rank) & ~15u); }
+inline uint32_t low_stages(uint32_t rank) { return rank == 0 ? 0 : (kHead + low_rows_of_stage(rank) - 1) / low_rows_of_stage(rank); }
 
 }  // namespace duet_cuda::resident

@@ -69,14 +69,16 @@ bool resident_takes(const duetp_layer& l) {
   const duetp_shape& s = l.shape;
   const uint32_t blocks = multiprocessors(), C = s.n_embd;
   if (duet_gpu::device_attribute(cudaDevAttrComputeCapabilityMajor, 0) < 9 || duet_gpu::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, 0) < static_cast<int>(shared_bytes(C))) return false;
-  if (l.weights != DUET_BF16 || s.head_size != kHead || C > kMaxWidth || blocks > kMaxBlocks || s.n_head > blocks || (C / 2 + blocks - 1) / blocks * 2 > kMaxOwn || (s.n_ffn + blocks - 1) / blocks > kMaxSlice || s.n_layer > kMaxLayers) return false;
+  // Each warp hears a part of some block: there are as many blocks.
+  if (l.weights != DUET_BF16 || s.head_size != kHead || C > kMaxWidth || blocks < kWarps || blocks > kMaxBlocks || s.n_head > blocks || (C / 2 + blocks - 1) / blocks * 2 > kMaxOwn || (s.n_ffn + blocks - 1) / blocks > kMaxSlice || s.n_layer > kMaxLayers) return false;
   const uint32_t rank[4] = {s.rank_w, s.rank_a, s.rank_v, s.rank_g};
-  uint32_t ranks = 0;
+  uint32_t ranks = 0, stages = 0;
   for (uint32_t i = 0; i < 4; ++i) {
     if (rank[i] % 8 != 0 || rank[i] * 2 * 16 > kStageBytes) return false;
-    ranks += rank[i];
+    ranks += rank[i], stages += low_stages(rank[i]);
   }
-  if (ranks * 2 > scratch_bytes(C)) return false;
+  // Warps give back stages of other warps' matrices without a look at them: they must not come round to the same one.
+  if (ranks * 2 > scratch_bytes(C) || stages > kStages) return false;
   Products products;
   for (const bool first : {false, true})
     for (uint32_t b = 0; b < blocks; ++b)
@@ -124,7 +126,7 @@ Error resident_layers(const Resident& a, duet_gpu::Stream stream) {
   p.skips = 2ull * p.C * (4 * p.C + 2 * p.F) / multiprocessors() > kStages * kStageBytes;
   for (uint32_t i = 0; i < 4; ++i) {
     p.low_begin[i + 1] = p.low_begin[i] + p.rank[i], p.low_at_once[i] = low_rows_of_stage(p.rank[i]);
-    for (const uint32_t later : {0, 1}) p.low_stage[later][i + 1] = p.low_stage[later][i] + (p.rank[i] == 0 || (i == 2 && later == 0) ? 0 : (kHead + p.low_at_once[i] - 1) / p.low_at_once[i]);
+    for (const uint32_t later : {0, 1}) p.low_stage[later][i + 1] = p.low_stage[later][i] + (i == 2 && later == 0 ? 0 : low_stages(p.rank[i]));
   }
   p.ln_eps = s.ln_eps, p.gn_eps = s.gn_eps, p.reciprocal_of_C = 1.0f / s.n_embd;
   p.a = a;
