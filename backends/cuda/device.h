@@ -124,7 +124,8 @@ struct duetp_buffer {
 
 // All weights of a layer in one piece of device memory. Vectors are f32. Matrices have the layer's dtype and lie as the kernels
 // read them: the products' [out,in] (the low-rank pairs too, which come as [in,out]), but ffn_value [F,C], so that a zero of
-// relu^2 is a row that need not be read. R, K and V follow one another. q8 and q4 lie as they are stored (duet_quantised.h).
+// relu^2 is a row that need not be read. R, K and V follow one another. q8 and q4 lie as they are stored (duet_quantised.h),
+// but ffn_value group after group instead of tile after tile: who multiplies a few groups by all tiles reads them in one piece.
 struct duetp_layer {
   duetp_shape shape;
   uint32_t index;
@@ -137,6 +138,7 @@ struct duetp_layer {
   static constexpr uint64_t kAbsent = ~0ull;
   bool bf16() const { return weights == DUET_BF16; }
   bool quantised() const { return duetp_is_quantised(weights); }
+  bool by_groups(uint32_t id) const { return quantised() && id == DUETP_T_FFN_VALUE; }
   bool has(uint32_t id) const { return offset[id] != kAbsent; }
   const void* at(uint64_t offset) const { return offset != kAbsent ? memory.data() + offset : nullptr; }
   const void* matrix(uint32_t id) const { return at(offset[id]); }

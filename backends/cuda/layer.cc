@@ -15,6 +15,22 @@ bool is_matrix(uint32_t id) {
 }
 uint32_t element_bytes(duet_dtype t) { return t == DUET_F32 ? 4 : 2; }
 
+// How a tensor lies canonically, and whether it is turned round on the device, to [columns, rows]
+struct Grid {
+  bool is_turned;
+  uint32_t rows, columns, element_bytes;
+};
+Grid by_groups(const duetp_layer& l, uint32_t id, uint32_t element_bytes) {
+  const duetp_quantised_form form = duetp_form_of(id, l.weights, l.rows[id], l.columns[id]);
+  return {l.by_groups(id), static_cast<uint32_t>(form.tiles), static_cast<uint32_t>(form.groups), element_bytes};
+}
+Grid data_of(const duetp_layer& l, uint32_t id) {
+  if (is_matrix(id) && l.quantised()) return by_groups(l, id, DUETP_QUANTISED_TILE * DUETP_QUANTISED_GROUP * (l.weights == DUET_I4 ? 4 : 8) / 8);
+  const bool turned = l.transposed[id];
+  return {turned, turned ? l.columns[id] : l.rows[id], turned ? l.rows[id] : l.columns[id], is_matrix(id) ? element_bytes(l.weights) : 4};
+}
+Grid scales_of(const duetp_layer& l, uint32_t id) { return by_groups(l, id, DUETP_QUANTISED_TILE * 2); }  // minimums too
+
 duet_status layer_new(void* self, const duetp_layer_desc* desc, duetp_layer** out) {
   return guarded(self, [&](Device& d) {
     if (const char* why = refuses(self, desc->shape, desc->weights, 1)) throw Failure(DUET_E_UNSUPPORTED, why);
@@ -32,6 +48,7 @@ duet_status layer_new(void* self, const duetp_layer_desc* desc, duetp_layer** ou
         const duetp_quantised_form form = duetp_form(t);
         l->rows[id] = form.out;
         l->columns[id] = form.in;
+        if (l->by_groups(id)) largest = std::max(largest, t->bytes);
         const auto place = [&](uint64_t& offset, const void* data, uint64_t n) {
           if (!data) return;
           offset = bytes;
@@ -57,12 +74,15 @@ duet_status layer_new(void* self, const duetp_layer_desc* desc, duetp_layer** ou
     for (uint32_t id = 0; id < DUETP_T_COUNT; ++id) {
       if (!l->has(id)) continue;
       const duetp_tensor& t = *desc->tensors[id];
-      char* to = l->memory.data() + l->offset[id];
-      const auto upload = [&](char* dst, const void* src, uint64_t n) { d.check(cudaMemcpyAsync(dst, src, n, cudaMemcpyHostToDevice, d.setup), "uploading weights"); };
-      upload(l->transposed[id] ? staging.data() : to, t.data, t.bytes);
-      if (l->transposed[id]) d.check(duet_gpu::transpose(staging.data(), to, t.dim[0], t.dim[1], element_bytes(t.dtype), d.setup), "transposing weights");
-      if (l->scale(id)) upload(l->memory.data() + l->scale_offset[id], t.scale, t.scale_bytes);
-      if (l->minimum(id)) upload(l->memory.data() + l->minimum_offset[id], t.minimum, t.minimum_bytes);
+      const auto upload = [&](uint64_t offset, const void* src, uint64_t n, const Grid& grid) {
+        if (offset == duetp_layer::kAbsent) return;
+        char* to = l->memory.data() + offset;
+        d.check(cudaMemcpyAsync(grid.is_turned ? staging.data() : to, src, n, cudaMemcpyHostToDevice, d.setup), "uploading weights");
+        if (grid.is_turned) d.check(duet_gpu::transpose(staging.data(), to, grid.rows, grid.columns, grid.element_bytes, d.setup), "transposing weights");
+      };
+      upload(l->offset[id], t.data, t.bytes, data_of(*l, id));
+      upload(l->scale_offset[id], t.scale, t.scale_bytes, scales_of(*l, id));
+      upload(l->minimum_offset[id], t.minimum, t.minimum_bytes, scales_of(*l, id));
     }
     d.check(cudaStreamSynchronize(d.setup), "uploading weights");
     *out = l.release();
@@ -78,9 +98,9 @@ duet_status layer_export(void* self, const duetp_layer* l, uint32_t id, void* ds
     if (n != bytes) throw Failure(DUET_E_INVALID, "layer_export: size differs from the tensor's");
     const void* from = l->matrix(id);
     Memory staging;
-    if (l->transposed[id]) {
+    if (const Grid grid = data_of(*l, id); grid.is_turned) {
       staging = d.allocate(n, "reading weights");
-      d.check(duet_gpu::transpose(from, staging.data(), l->rows[id], l->columns[id], size, d.setup), "transposing weights");
+      d.check(duet_gpu::transpose(from, staging.data(), grid.columns, grid.rows, grid.element_bytes, d.setup), "transposing weights");
       from = staging.data();
     }
     d.check(cudaMemcpyAsync(dst, from, n, cudaMemcpyDeviceToHost, d.setup), "reading weights");

@@ -106,7 +106,7 @@ Pass::By Pass::best(const TallProducts& t, bool may_be_cublas) const {
 TallProducts Pass::launch_of(const duetp_layer& l, const std::vector<Linear>& list, uint32_t n_rows, uint32_t count_index) const {
   TallProducts t{};
   Products& p = t.products;
-  for (const Linear& i : list) p.item[p.n++] = {l.matrix(i.id), i.x, i.y, l.rows[i.id], l.columns[i.id], i.finish, l.scale(i.id), l.minimum(i.id)};
+  for (const Linear& i : list) p.item[p.n++] = {l.matrix(i.id), i.x, i.y, l.rows[i.id], l.columns[i.id], i.finish, l.scale(i.id), l.minimum(i.id), l.by_groups(i.id)};
   p.used = packed.used;
   p.count_index = count_index;
   p.n_rows = n_rows;

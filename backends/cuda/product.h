@@ -20,6 +20,7 @@ struct Product {
   uint32_t n_out, n_in;
   Finish finish;
   const void *scale = nullptr, *minimum = nullptr;  // of q8 and q4; minimum of q4
+  bool by_groups = false;                           // these and w lie group after group, in a group tile after tile, and not the other way round
 };
 
 // Up to eight independent products over the same rows in one launch.

@@ -34,6 +34,18 @@ __device__ __forceinline__ Eighth read_eighth(const float* row, uint32_t n_in, u
   return e;
 }
 
+// How a group is rounded, by the bits of the largest of its magnitudes, which sort as the magnitudes do.
+struct RoundingOfGroup {
+  float factor, scale;
+  __device__ __forceinline__ explicit RoundingOfGroup(uint32_t largest) {
+    const float most = __uint_as_float(largest);
+    factor = most >= 1e-30f && largest < 0x7f800000u ? __fdiv_rn(127.0f, most) : 0.0f;
+    scale = __fdiv_rn(most, 127.0f);
+  }
+  // 1.5 2^23 + q, whose low byte is that of q
+  __device__ __forceinline__ uint32_t rounded(float x) const { return __float_as_uint(__fadd_rn(factor > 0 ? __fmul_rn(x, factor) : 0.0f, 12582912.0f)); }
+};
+
 struct RoundedEighth {
   uint32_t word[2];  // k and 8 + k
   float scale, sum;  // of the group: the same for all eight lanes
@@ -45,18 +57,15 @@ __device__ __forceinline__ RoundedEighth round_eighth(const Eighth& e) {
   for (int i = 0; i < 8; ++i) largest = max(largest, __float_as_uint(e.v[i]) & 0x7fffffffu);
 #pragma unroll
   for (int d = 1; d < 8; d *= 2) largest = max(largest, __shfl_xor_sync(~0u, largest, d));
-  const float most = __uint_as_float(largest), factor = most >= 1e-30f && largest < 0x7f800000u ? __fdiv_rn(127.0f, most) : 0.0f;
+  const RoundingOfGroup rounding(largest);
   RoundedEighth r;
-  r.scale = __fdiv_rn(most, 127.0f);
+  r.scale = rounding.scale;
   int sum = 0;
 #pragma unroll
   for (int w = 0; w < 2; ++w) {
     uint32_t byte[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {  // the low byte of 1.5 2^23 + q is that of q
-      const float v = factor > 0 ? __fmul_rn(e.v[4 * w + i], factor) : 0.0f;
-      byte[i] = __float_as_uint(__fadd_rn(v, 12582912.0f));
-    }
+    for (int i = 0; i < 4; ++i) byte[i] = rounding.rounded(e.v[4 * w + i]);
     r.word[w] = __byte_perm(__byte_perm(byte[0], byte[1], 0x0040), __byte_perm(byte[2], byte[3], 0x0040), 0x5410);
     sum = __dp4a(static_cast<int>(r.word[w]), 0x01010101, sum);
   }

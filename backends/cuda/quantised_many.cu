@@ -104,15 +104,16 @@ __global__ void __launch_bounds__(kThreads, 2) tile_kernel(__grid_constant__ con
   const Rounded& x = plan.inputs.of[which];
   const uint32_t groups = groups_of(p), n_tiles = tiles_of(p), first_tile = (blockIdx.y - plan.first_block[which]) * kTilesOfBlock, all_rows = counted_rows(plan.products);
 
+  const Places places(p);
   // tiles beyond the last are the last again: what becomes of them is not stored
   const auto copy_weights = [&](uint32_t group) {
     Stage<kBits>& s = stages[group % kStages];
     for (uint32_t i = threadIdx.x; i < kTilesOfBlock * kChunks; i += kThreads) {
-      const uint64_t tile = min(first_tile + i / kChunks, n_tiles - 1);
-      copy_16(s.w + i * 16, static_cast<const char*>(p.w) + (tile * groups + group) * kBytes + i % kChunks * 16);
+      const uint32_t tile = min(first_tile + i / kChunks, n_tiles - 1);
+      copy_16(s.w + i * 16, static_cast<const char*>(p.w) + places.at(tile, group) * kBytes + i % kChunks * 16);
     }
     const uint32_t i = threadIdx.x % 16;
-    const uint64_t at = (static_cast<uint64_t>(min(first_tile + i / 2, n_tiles - 1)) * groups + group) * (2 * kTile) + i % 2 * 16;
+    const uint64_t at = places.at(min(first_tile + i / 2, n_tiles - 1), group) * (2 * kTile) + i % 2 * 16;
     if (threadIdx.x < 16) copy_16(s.scale + i * 16, static_cast<const char*>(p.scale) + at);
     if (kBits == 4 && threadIdx.x / 16 == 1) copy_16(s.minimum + i * 16, static_cast<const char*>(p.minimum) + at);
   };

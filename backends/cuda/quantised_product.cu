@@ -81,7 +81,7 @@ __device__ __forceinline__ uint2 stream_load_8(const void* p, bool inside) {
 }
 __device__ __forceinline__ uint32_t stream_load_4(const void* p, bool inside) {
   uint32_t v;
-  asm volatile("{ .reg .pred q; setp.ne.u32 q, %2, 0; mov.u32 %0, 0; @q ld.global.nc.L1::no_allocate.u32 %0, [%1]; }" : "=&r"(v) : "l"(p), "r"(static_cast<uint32_t>(inside)));
+  asm volatile("{ .reg .pred q; setp.ne.u32 q, %2, 0; mov.u32 %0, 0; @q ld.global.nc.L1::no_allocate.L2::128B.u32 %0, [%1]; }" : "=&r"(v) : "l"(p), "r"(static_cast<uint32_t>(inside)));
   return v;
 }
 
@@ -89,19 +89,20 @@ template <int kBits>
 __device__ __forceinline__ void load(Weights<kBits>& a, const Plan& plan, const Work& w) {
   const Product& p = plan.products.item[w.product];
   const uint32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  const uint64_t first = static_cast<uint64_t>(w.tile) * groups_of(p) + w.group;
+  const Places places(p);
+  const uint64_t next = places.of_group * GroupWeights<kBits>::kBytes;
   const uint32_t n = w.tile < tiles_of(p) && w.group < w.end_group ? w.end_group - w.group : 0;
-  const char* from = static_cast<const char*>(p.w) + first * GroupWeights<kBits>::kBytes + place_of_lane();
-  const uint64_t scales = (first + t) * (2 * kTile) + 4 * g;
+  const char* from = static_cast<const char*>(p.w) + places.at(w.tile, w.group) * GroupWeights<kBits>::kBytes + place_of_lane();
+  const uint64_t scales = places.at(w.tile, w.group + t) * (2 * kTile) + 4 * g, next_four = 4 * places.of_group * (2 * kTile);
 #pragma unroll
   for (uint32_t i = 0; i < Weights<kBits>::kGroups; ++i)
 #pragma unroll
-    for (int j = 0; j < GroupWeights<kBits>::kLoads; ++j) a.group[i].v[j] = stream_load_8(from + i * GroupWeights<kBits>::kBytes + j * 256, i < n);
+    for (int j = 0; j < GroupWeights<kBits>::kLoads; ++j) a.group[i].v[j] = stream_load_8(from + i * next + j * 256, i < n);
 #pragma unroll
   for (uint32_t i = 0; i < Weights<kBits>::kGroups / 4; ++i) {
     const bool inside = 4 * i + t < n;
-    a.scale[i] = stream_load_4(static_cast<const char*>(p.scale) + scales + i * (8 * kTile), inside);
-    if constexpr (kBits == 4) a.minimum[i] = stream_load_4(static_cast<const char*>(p.minimum) + scales + i * (8 * kTile), inside);
+    a.scale[i] = stream_load_4(static_cast<const char*>(p.scale) + scales + i * next_four, inside);
+    if constexpr (kBits == 4) a.minimum[i] = stream_load_4(static_cast<const char*>(p.minimum) + scales + i * next_four, inside);
   }
 }
 
@@ -175,7 +176,11 @@ __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 2 : 1) quantised_kerne
     now = work(plan, begin, warp);
     load(a, plan, now);
   }
-  if (threadIdx.x == 0 && begin < end) {  // what follows the registers' part: the first item too, if they do not hold all of it
+  if (begin < end && plan.products.item[now.product].by_groups) {  // what follows the registers' part, each warp its own
+    const Product& p = plan.products.item[now.product];
+    const uint32_t group = now.group + Weights<kBits>::kGroups + lane;
+    if (lane < Weights<kBits>::kGroups && group < now.end_group && now.tile < tiles_of(p)) prefetch_l2(static_cast<const char*>(p.w) + Places(p).at(now.tile, group) * GroupWeights<kBits>::kBytes, GroupWeights<kBits>::kBytes);
+  } else if (threadIdx.x == 0 && begin < end) {  // the first item too, if they do not hold all of it
     const Product& p = plan.products.item[now.product];
     const uint64_t of_tile = static_cast<uint64_t>(groups_of(p)) * GroupWeights<kBits>::kBytes, of_item = of_tile * (kWarps >> plan.split[now.product]);
     const uint64_t first = (begin - plan.first_item[now.product]) * of_item, next = first + (of_item <= kThreads * kInFlight * 8 ? of_item : 0);

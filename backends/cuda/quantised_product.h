@@ -8,8 +8,16 @@ namespace duet_cuda {
 
 constexpr uint32_t kGroup = DUETP_QUANTISED_GROUP, kTile = DUETP_QUANTISED_TILE;
 
-inline __host__ __device__ uint32_t groups_of(const Product& p) { return (p.n_in + kGroup - 1) / kGroup; }
+inline __host__ __device__ uint32_t groups_in(uint32_t inputs) { return (inputs + kGroup - 1) / kGroup; }
+inline __host__ __device__ uint32_t groups_of(const Product& p) { return groups_in(p.n_in); }
 inline __host__ __device__ uint32_t tiles_of(const Product& p) { return (p.n_out + kTile - 1) / kTile; }
+
+// Which in memory a tile's group is, of its integers, its scales, its minimums
+struct Places {
+  uint64_t of_tile, of_group;  // from one to the next
+  __device__ explicit Places(const Product& p) : of_tile(p.by_groups ? 1 : groups_of(p)), of_group(p.by_groups ? tiles_of(p) : 1) {}
+  __device__ uint64_t at(uint32_t tile, uint32_t group) const { return tile * of_tile + group * of_group; }
+};
 
 // Inputs rounded beforehand, in device memory. Rows are counted up to a multiple of kRowsOfTile; what the added ones hold is
 // never defined and meets only itself: a row is a column of the tensor core's products.

@@ -21,6 +21,17 @@ __global__ void transpose_kernel(const T* src, T* dst, uint32_t rows, uint32_t c
     if (to_row + i < columns && to_column < rows) dst[static_cast<uint64_t>(to_row + i) * rows + to_column] = tile[threadIdx.x][i];
 }
 
+// Of elements of `pieces` times 16 bytes
+__global__ void transpose_large_kernel(const uint4* src, uint4* dst, uint32_t rows, uint32_t columns, uint32_t pieces) {
+  let_next_start();
+  wait_for_inputs();
+  const uint64_t n = static_cast<uint64_t>(rows) * columns * pieces, step = static_cast<uint64_t>(gridDim.x) * blockDim.x;
+  for (uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step) {
+    const uint64_t element = i / pieces, row = element / columns, column = element % columns;
+    dst[(column * rows + row) * pieces + i % pieces] = src[i];
+  }
+}
+
 template <Activation f>
 __device__ __forceinline__ float apply(float x) {
   if constexpr (f == Activation::tanh) return tanhf(x);
@@ -79,6 +90,7 @@ dim3 fours_of(uint32_t rows, uint64_t width) { return dim3(static_cast<uint32_t>
 }  // namespace
 
 Error transpose(const void* src, void* dst, uint32_t rows, uint32_t columns, uint32_t element_bytes, Stream stream) {
+  if (element_bytes % 16 == 0) return launch(transpose_large_kernel, dim3(1024), dim3(256), 0, stream, static_cast<const uint4*>(src), static_cast<uint4*>(dst), rows, columns, element_bytes / 16);
   const dim3 grid((columns + kTile - 1) / kTile, (rows + kTile - 1) / kTile), block(kTile, kRows);
   if (element_bytes == 2) return launch(transpose_kernel<uint16_t>, grid, block, 0, stream, static_cast<const uint16_t*>(src), static_cast<uint16_t*>(dst), rows, columns);
   return launch(transpose_kernel<uint32_t>, grid, block, 0, stream, static_cast<const uint32_t*>(src), static_cast<uint32_t*>(dst), rows, columns);

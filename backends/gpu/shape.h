@@ -5,7 +5,7 @@
 
 namespace duet_gpu {
 
-// dst [columns, rows] = src [rows, columns] transposed; elements of 2 or 4 bytes.
+// dst [columns, rows] = src [rows, columns] transposed; elements of 2, 4 or a multiple of 16 bytes.
 Error transpose(const void* src, void* dst, uint32_t rows, uint32_t columns, uint32_t element_bytes, Stream stream);
 
 // dst (bf16 or f32) [used rows, width] = f(src), with f = tanh, sigmoid or max(., 0)^2. used[0] rows of n_rows.

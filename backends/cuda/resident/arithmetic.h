@@ -29,7 +29,7 @@ __device__ __forceinline__ float2 lane_sums(float2 x) {
 __device__ __forceinline__ uint32_t place_of_bit(uint32_t mask, uint32_t k) {
   uint32_t at = 0;
 #pragma unroll
-  for (uint32_t width = kTile / 2; width > 0; width /= 2) {
+  for (uint32_t width = kBehind / 2; width > 0; width /= 2) {
     const uint32_t below = __popc(mask >> at & ((1u << width) - 1));
     if (k >= below) k -= below, at += width;
   }

@@ -4,14 +4,16 @@
 
 namespace duet_cuda::resident {
 
-struct Head : TokenShift {
-  using TokenShift::TokenShift;
+template <class Worker>
+struct Head : TokenShift<Worker> {
+  using Base = TokenShift<Worker>;
+  using Base::Base, Base::p, Base::s, Base::ring, Base::step, Base::told, Base::warp, Base::lane, Base::is_waiting;
 
   // What the head needs of step 3: the low-rank products' inputs, r, k and v
   __device__ void hear_head(const Layer& l) {
     const uint32_t n_hidden = p.low_begin[4], n = n_hidden + 3 * kHead;
     const auto word = [&](uint32_t j) { return j < n_hidden ? told.low + j : told.rkv + (j - n_hidden) / kHead * p.C + blockIdx.x * kHead + (j - n_hidden) % kHead; };
-    const auto is_there = [&](uint32_t j) { return j < n && !(l.is_first && j >= p.low_begin[2] && j < p.low_begin[3]); };
+    const auto is_there = [&](uint32_t j) { return j < n && (j >= n_hidden || (!(l.is_first() && j >= p.low_begin[2] && j < p.low_begin[3]) && this->is_hidden(j))); };
     if (warp == 0) warp_awaits(n / 32, step, [&](uint32_t i) { return word(is_there(32 * i + 31) ? 32 * i + 31 : n - 1); });
     workers_meet();  // all have read what the inputs were before
 #pragma unroll 1
@@ -28,43 +30,25 @@ struct Head : TokenShift {
         for_both([&](const Told<1>& of, uint32_t) { all = all && of.is_of(step); });
         return all;
       });
-      for_both([&](const Told<1>& of, uint32_t j) {
+#pragma unroll
+      for (uint32_t i = 0; i < 2; ++i) {
+        const uint32_t j = first + threadIdx.x + i * kWorkers;
         if (j < n_hidden)
-          reinterpret_cast<bf16*>(scratch)[j] = __float2bfloat16_rn(of[0]);
-        else
-          s.rkv[j - n_hidden] = of[0];
-      });
+          this->keep_hidden(j, is_there(j) ? t[i][0] : 0.0f);
+        else if (j < n)
+          s.rkv[j - n_hidden] = t[i][0];
+      }
     }
+    this->hidden_is_kept();
     workers_meet();
   }
 
-  // The second low-rank products of the head's channels by the tensor core, and what becomes of them: sixteen rows of one matrix
-  // a warp. `bias`: of rows g and g + 8 of these.
-  __device__ void low_products(const Layer& l, float2 bias) {
-    const uint32_t g = lane / 4, t = lane % 4, m = warp / 4, row = warp % 4 * 16;
-    const uint32_t(&stage)[5] = p.low_stage[l.is_first ? 0 : 1];
-    const uint32_t n = p.rank[m] / 8, at_once = p.low_at_once[m], before = stage[m], after = stage[m + 1], end = stage[4];
-    const uint4* hidden = input(0) + p.low_begin[m] / 8;
-    Sums sums;
-#pragma unroll 1
-    for (uint32_t i = 0, first = 0; i < end; ++i) {
-      if (i >= before && i < after) {
-        if (row >= first && row < first + at_once) {
-          const uint4 *low = ring.take() + (row - first + g) * n, *high = low + 8 * n;
-#pragma unroll 4
-          for (uint32_t j = t; j < (n + 3) / 4 * 4; j += 4) {  // the four lanes of a row go together
-            const bool inside = j < n;
-            const uint4 zero{0, 0, 0, 0}, a = inside ? low[j] : zero, b = inside ? high[j] : zero, x = inside && g == 0 ? hidden[j] : zero;
-            multiply(sums, a.x, b.x, a.y, b.y, x.x, x.y);
-            multiply(sums, a.z, b.z, a.w, b.w, x.z, x.w);
-          }
-        }
-        first += at_once;
-      }
-      ring.give_back();
-    }
+  // The second low-rank products of the head's channels, and what becomes of them. `bias`: of the lane's two.
+  __device__ void low_rank(const Layer& l, float2 bias) {
+    const float2 sum = this->low_products(l);
+    const uint32_t m = warp / 4, row = this->low_row();
     const auto finish = [&](float x) { return m == 0 ? expf(-0.60653065971263342f * sigmoid(x)) : m == 3 ? x : sigmoid(x); };
-    if (t == 0) s.low[m][row + g] = finish(sums.v[0] + bias.x), s.low[m][row + g + 8] = finish(sums.v[2] + bias.y);
+    if (lane % 4 == 0) s.low[m][row] = finish(sum.x + bias.x), s.low[m][row + Worker::kLowApart] = finish(sum.y + bias.y);
     workers_meet();
   }
 
@@ -104,18 +88,18 @@ struct Head : TokenShift {
     const float* weights = reinterpret_cast<const float*>(ring.take());
     const auto weight = [&](HeadVector which) { return weights[which * kHead + i % kHead]; };
     const float k_k = weight(kKK), k_a = weight(kKA), r_k = weight(kRK), ln_w = weight(kLnW), ln_b = weight(kLnB);
-    const uint32_t of = warp % 4 * 16 + lane / 4;
-    const float2 bias = warp / 4 == 3 ? float2{0, 0} : float2{weights[warp / 4 * kHead + of], weights[warp / 4 * kHead + of + 8]};
+    const uint32_t of = warp / 4 * kHead + this->low_row();
+    const float2 bias = warp / 4 == 3 ? float2{0, 0} : float2{weights[of], weights[of + Worker::kLowApart]};
     ring.give_back();
-    const float v_first = i < kHead && !l.is_first ? __ldcg(p.a.v_first + channel) : 0.0f;
+    const float v_first = i < kHead && !l.is_first() ? __ldcg(p.a.v_first + channel) : 0.0f;
     hear_head(l);
     is_waiting(false);  // what this takes out of the ring should be there again when the other blocks go on
-    low_products(l, bias);
+    low_rank(l, bias);
     float v = 0, bonus = 0;
     if (i < kHead) {
       const float r = s.rkv[i], k = s.rkv[kHead + i], a = s.low[1][i];
       v = s.rkv[2 * kHead + i];
-      if (!l.is_first)
+      if (!l.is_first())
         v += (v_first - v) * s.low[2][i];
       else
         p.a.v_first[channel] = v;
@@ -156,8 +140,7 @@ struct Head : TokenShift {
     if (i >= kHead) return;
     const float own_y = s.y[i], mean = head_sum(own_y, 0, 1).x / kHead, centred = own_y - mean;
     const float scale = rsqrtf(head_sum(centred * centred, 0, 0).x / kHead + p.gn_eps);
-    const float gated = (centred * scale * ln_w + ln_b + bonus * v) * s.low[3][i], neighbour = __shfl_down_sync(~0u, gated, 1);
-    if (i % 2 == 0) tell(told.gated + channel / 2, float2{gated, neighbour}, step);
+    this->tell_gated((centred * scale * ln_w + ln_b + bonus * v) * s.low[3][i]);
   }
 };
 

@@ -19,17 +19,19 @@ __device__ __forceinline__ void warp_waits_for(Passed&& passed) {
     if (++looks == kPatience) __trap();
 }
 
+template <class Form>
 struct Ring {
+  static constexpr uint32_t kStages = Form::kStages;
   char* data;
   Shared& s;
   uint32_t stage = 0, parity = 0;
-  __device__ char* memory() const { return data + stage * kStageBytes; }
+  __device__ char* memory() const { return data + stage * Form::kStageBytes; }
   __device__ void next() {
     if (++stage == kStages) stage = 0, parity ^= 1;
   }
   // The copying thread's: room for a stage of so many bytes
   __device__ void open(uint32_t bytes) {
-    const uint32_t under_way = s.is_waiting ? kUnderWayMeanwhile : kUnderWay, before = stage >= under_way ? stage - under_way : stage + kStages - under_way;
+    const uint32_t under_way = s.under_way, before = stage >= under_way ? stage - under_way : stage + kStages - under_way;
     wait_for([&] { return barrier_passed_soon(&s.full[before], before > stage ? parity ^ 1 : parity); });
     wait_for([&] { return barrier_passed_soon(&s.empty[stage], parity ^ 1); });
     barrier_expect(&s.full[stage], bytes);

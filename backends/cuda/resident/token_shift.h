@@ -8,9 +8,9 @@ __device__ __forceinline__ void copy_async(float2* to, const float* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(to)), "l"(__cvta_generic_to_global(from)) : "memory");
 }
 
+template <class Worker>
 struct TokenShift : Worker {
-  using Worker::Worker;
-  float reference;  // the mean before
+  using Worker::Worker, Worker::p, Worker::s, Worker::step, Worker::told, Worker::warp, Worker::lane;
 
   // What a token shift reads of its own, long before it does
   __device__ void fetch_shift(const Layer& l, bool is_channel_mix, const float* state) const {
@@ -27,15 +27,17 @@ struct TokenShift : Worker {
     for (uint32_t i = 0; i < n_mixes; ++i) copy_async(&to[3 + i][lane], l.vector(mix_tensor(first_mix + i)) + c);
   }
 
-  // The norm of x, by the sums of how far its elements are from the mean before, and its mixes with the vector before; `state` (if there is one) gets what the next token will mix with.
+  // Blocks without columns of x wait for the sums too, or all their threads would look for mixes that are long in coming; but nobody
+  // waits for such a block, and it may find later sums. The norm of x, by the sums of how far its elements are from the mean before, and its mixes with the vector before; `state` (if there is one) gets what the next token will mix with.
   __device__ void shift_own(bool is_channel_mix, float* state) {
-    const uint32_t begin = s.own.begin, n = s.own.end - begin, last = gridDim.x - 1;
+    const uint32_t begin = s.own.begin, n = s.own.end - begin, last = p.n_owners - 1;
     const bool inside = 2 * lane < n;
+    const float reference = s.mean;  // the mean before
     const float2 x = inside ? *reinterpret_cast<const float2*>(s.x + 2 * lane) : float2{0, 0};
     const float2 d = inside ? float2{x.x - reference, x.y - reference} : float2{0, 0};
     const float2 own = lane_sums({d.x + d.y, d.x * d.x + d.y * d.y});
-    uint64_t* sums = told.sums + (is_channel_mix ? 2 * gridDim.x : 0);
-    if (lane < 2) tell(sums + 2 * blockIdx.x + lane, lane == 0 ? own.x : own.y, step);
+    uint64_t* sums = told.sums + (is_channel_mix ? 2 * p.n_owners : 0);
+    if (n > 0 && lane < 2) tell(sums + 2 * (blockIdx.x - (gridDim.x - p.n_owners)) + lane, lane == 0 ? own.x : own.y, step);
 
     constexpr uint32_t kOfLane = kMaxBlocks / 32;
     Told<2> t[kOfLane];
@@ -44,7 +46,7 @@ struct TokenShift : Worker {
 #pragma unroll
       for (uint32_t j = 0; j < kOfLane; ++j) t[j].look(sums + 2 * min(lane + 32 * j, last));
 #pragma unroll
-      for (uint32_t j = 0; j < kOfLane; ++j) all = all && t[j].is_of(step);
+      for (uint32_t j = 0; j < kOfLane; ++j) all = all && t[j].is_since(step);
       return all;
     });
     float2 total{0, 0};
@@ -53,22 +55,22 @@ struct TokenShift : Worker {
       if (lane + 32 * j <= last) total.x += t[j][0], total.y += t[j][1];
     total = lane_sums(total);
     const float off = total.x * p.reciprocal_of_C, mean = reference + off, scale = rsqrtf(fmaxf(fmaf(-off, off, total.y * p.reciprocal_of_C), 0.0f) + p.ln_eps);
-    reference = mean;
+    __syncwarp();
+    s.mean = mean;
     if (!inside) return;
 
     asm volatile("cp.async.wait_all;" ::: "memory");
     const float2(*vectors)[kMaxOwn / 2] = is_channel_mix ? s.channel_shift : s.time_shift;
     const float2 w = vectors[0][lane], b = vectors[1][lane], before = vectors[2][lane];
     const float2 y{(x.x - mean) * scale * w.x + b.x, (x.y - mean) * scale * w.y + b.y};
-    const uint32_t pair = begin / 2 + lane;
-    const auto mix = [&](uint32_t of, float2 m) { tell(told.mixes + of * (p.C / 2) + pair, float2{y.x + (before.x - y.x) * m.x, y.y + (before.y - y.y) * m.y}, step); };
+    const auto mix = [&](uint32_t of, float2 m) { this->tell_mix(of, {y.x + (before.x - y.x) * m.x, y.y + (before.y - y.y) * m.y}); };
     if (is_channel_mix) {
       mix(kMixChannel, vectors[3][lane]);
     } else {
 #pragma unroll
       for (uint32_t i = 0; i < kTimeMixes; ++i) mix(i, vectors[3 + i][lane]);
     }
-    if (state) *reinterpret_cast<float2*>(state + 2 * pair) = y;
+    if (state) *reinterpret_cast<float2*>(state + begin + 2 * lane) = y;
   }
   __device__ void shift(bool is_channel_mix, float* state) {
     if (warp == 0) shift_own(is_channel_mix, state);

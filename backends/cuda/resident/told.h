@@ -30,6 +30,12 @@ struct Told {
     for (int i = 0; i < n; ++i) all = all && static_cast<uint32_t>(word[i] >> 32) == step;
     return all;
   }
+  __device__ bool is_since(uint32_t step) const {
+    bool all = true;
+#pragma unroll
+    for (int i = 0; i < n; ++i) all = all && static_cast<int32_t>(static_cast<uint32_t>(word[i] >> 32) - step) >= 0;
+    return all;
+  }
   __device__ uint32_t bits(int i) const { return static_cast<uint32_t>(word[i]); }
   __device__ float operator[](int i) const { return __uint_as_float(bits(i)); }
 };
