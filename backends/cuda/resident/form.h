@@ -11,6 +11,7 @@ struct Bf16 {
   static constexpr uint32_t kStages = 12, kStageBytes = 16 << 10;
   static constexpr uint32_t kRows = 1;     // outputs that lie together
   static constexpr uint32_t kColumns = 2;  // of x
+  static constexpr uint32_t kFewest = 16; // of them that a block has
   static constexpr uint32_t kInner = 1;    // rows of key
   static constexpr uint32_t kHidden = 1;   // of what lies between two low-rank matrices
   static constexpr uint32_t kHeard = 5;    // blocks' parts of x's columns that a thread waits for at a time: those of all where there are up to 160
@@ -25,7 +26,7 @@ struct Quantised {
   static constexpr uint32_t kIntegers = GroupWeights<kBits>::kBytes, kScales = 2 * kTile;  // bytes of a unit
   static constexpr uint32_t kUnitBytes = kIntegers + (kBits == 4 ? 2 : 1) * kScales;
   static constexpr uint32_t kStageBytes = kUnits * kUnitBytes, kStages = (198 << 10) / kStageBytes;
-  static constexpr uint32_t kRows = kTile, kColumns = kGroup, kInner = kGroup, kHidden = kGroup, kHeard = 9;
+  static constexpr uint32_t kRows = kTile, kColumns = kGroup, kFewest = kGroup, kInner = kGroup, kHidden = kGroup, kHeard = 9;
 };
 
 }  // namespace duet_cuda::resident

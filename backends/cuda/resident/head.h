@@ -14,7 +14,6 @@ struct Head : TokenShift<Worker> {
     const uint32_t n_hidden = p.low_begin[4], n = n_hidden + 3 * kHead;
     const auto word = [&](uint32_t j) { return j < n_hidden ? told.low + j : told.rkv + (j - n_hidden) / kHead * p.C + blockIdx.x * kHead + (j - n_hidden) % kHead; };
     const auto is_there = [&](uint32_t j) { return j < n && (j >= n_hidden || (!(l.is_first() && j >= p.low_begin[2] && j < p.low_begin[3]) && this->is_hidden(j))); };
-    if (warp == 0) warp_awaits(n / 32, step, [&](uint32_t i) { return word(is_there(32 * i + 31) ? 32 * i + 31 : n - 1); });
     workers_meet();  // all have read what the inputs were before
 #pragma unroll 1
     for (uint32_t first = 0; first < n; first += 2 * kWorkers) {

@@ -19,7 +19,7 @@ struct Layers : Head<Worker> {
   }
 
   __device__ void output() {
-    if (warp == 0) warp_awaits(p.n_head, step, [&](uint32_t h) { return this->last_gated(h); });
+    if (warp == 0 && p.C > kNarrow) warp_awaits(p.n_head, step, [&](uint32_t h) { return this->last_gated(h); });
     workers_meet();  // all have read what the inputs were before
     this->hear_gated();
     workers_meet();

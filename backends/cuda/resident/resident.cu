@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(__grid_constant__
 // What the host has to know of a kernel
 struct Kernel {
   void (*run)(Plan);
-  uint32_t rows, columns, inner, hidden, stages, stage_bytes;  // as Form's
+  uint32_t rows, columns, fewest, inner, hidden, stages, stage_bytes;  // as Form's
   uint32_t units;                                              // 0, or of a stage
   uint32_t unit_bytes;                                         // or of a row's element
   uint32_t (*scratch_bytes)(const Sizes&);
@@ -87,7 +87,7 @@ struct Kernel {
 template <class Copies, class Worker>
 Kernel kernel_of(uint32_t units, uint32_t unit_bytes) {
   using Form = typename Copies::Form;
-  return {resident_kernel<Copies, Worker>, Form::kRows, Form::kColumns, Form::kInner, Form::kHidden, Form::kStages, Form::kStageBytes, units, unit_bytes, Worker::scratch_bytes};
+  return {resident_kernel<Copies, Worker>, Form::kRows, Form::kColumns, Form::kFewest, Form::kInner, Form::kHidden, Form::kStages, Form::kStageBytes, units, unit_bytes, Worker::scratch_bytes};
 }
 Kernel kernel_of(duet_dtype weights) {
   if (weights == DUET_I8) return kernel_of<QuantisedCopies<8>, QuantisedWorker<8>>(Quantised<8>::kUnits, Quantised<8>::kUnitBytes);
@@ -186,7 +186,7 @@ Error resident_layers(const Resident& a, duet_gpu::Stream stream) {
     }
   }
   p.first = a.first, p.n = a.n;
-  p.n_owners = std::min<uint32_t>(multiprocessors(), p.C / k.columns), p.n_inner = std::min<uint32_t>(multiprocessors(), p.F / k.inner);
+  p.n_owners = std::min<uint32_t>(multiprocessors(), p.C / k.fewest), p.n_inner = std::min<uint32_t>(multiprocessors(), p.F / k.inner);
   p.at_once = k.at_once(p.C);
   const uint32_t of_stage = p.at_once * k.bytes_of_one(p.C);
   p.under_way = std::clamp((kUnderWayBytes + of_stage / 2) / of_stage, 1u, k.stages - 1);
