@@ -54,6 +54,8 @@ struct Bf16Worker : Worker<Bf16> {
   // ---- what is told ----
 
   __device__ void tell_mix(uint32_t mix, float2 y) const { tell(told.mixes + mix * (p.C / 2) + s.own.begin / 2 + lane, y, step); }
+  __device__ void keep_mix(uint32_t i, uint32_t c, float2 y) const { *reinterpret_cast<uint32_t*>(inputs() + (i * p.C + c) * 2) = duet_gpu::pack<bf16>(y.x, y.y); }
+  __device__ void mixes_are_kept(uint32_t) const {}
   // A head's: of a channel a thread
   __device__ void tell_gated(float y) const {
     const float neighbour = __shfl_down_sync(~0u, y, 1);

@@ -21,8 +21,9 @@ struct Shared {
   alignas(16) char inner_q[kMaxSlice];  // u rounded, where weights are quantised
   float2 inner_scale[kMaxSlice / kGroup];
   alignas(16) float low[4][kHead];  // of the second low-rank products: decay, a, how much of the first layer's v, g
-  alignas(16) float rkv[3 * kHead], k[kHead], v[kHead], minus_kk[kHead], b[kHead], y[kHead];
-  float x[kMaxOwn];
+  alignas(16) float rkv[3 * kHead], k[kHead], v[kHead], minus_kk[kHead], b[kHead], out[kHead];
+  float x[kMaxOwn], y[2][kMaxOwn];  // the columns; their norms for time mix and channel mix, which the state is to keep
+  float2 norm_sums[kWarps];
   float2 time_shift[3 + kTimeMixes][kMaxOwn / 2], channel_shift[4][kMaxOwn / 2];  // weight and bias of the norm, the vector before, the mixes: the block's columns
   Products products[2];  // of layer 0, of the others
   __device__ const Products& products_of(const Layer& l) const { return products[l.is_first() ? 0 : 1]; }

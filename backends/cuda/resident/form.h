@@ -11,10 +11,10 @@ struct Bf16 {
   static constexpr uint32_t kStages = 12, kStageBytes = 16 << 10;
   static constexpr uint32_t kRows = 1;     // outputs that lie together
   static constexpr uint32_t kColumns = 2;  // of x
-  static constexpr uint32_t kFewest = 16; // of them that a block has
+  static constexpr uint32_t kFewest = 16;  // of them that a block has
   static constexpr uint32_t kInner = 1;    // rows of key
   static constexpr uint32_t kHidden = 1;   // of what lies between two low-rank matrices
-  static constexpr uint32_t kHeard = 5;    // blocks' parts of x's columns that a thread waits for at a time: those of all where there are up to 160
+  static constexpr uint32_t kHeard = 5;    // blocks' parts of x's columns that a thread waits for at a time: those of all of an H100's
 };
 
 // q8 and q4: tiles of 16 outputs, each of groups of 64 inputs. One of these is a unit: what a warp multiplies by at a time. A block

@@ -4,9 +4,9 @@
 
 namespace duet_cuda::resident {
 
-template <class Worker>
-struct Head : TokenShift<Worker> {
-  using Base = TokenShift<Worker>;
+template <class Worker, bool is_narrow>
+struct Head : TokenShift<Worker, is_narrow> {
+  using Base = TokenShift<Worker, is_narrow>;
   using Base::Base, Base::p, Base::s, Base::ring, Base::step, Base::told, Base::warp, Base::lane, Base::is_waiting;
 
   // What the head needs of step 3: the low-rank products' inputs, r, k and v
@@ -130,14 +130,14 @@ struct Head : TokenShift<Worker> {
     for (int d = 16; d > 0; d /= 2)
 #pragma unroll
       for (int j = 0; j < 4; ++j) y[j] += __shfl_xor_sync(~0u, y[j], d);
-    if (lane == 0) *reinterpret_cast<float4*>(s.y + 4 * warp) = {y[0], y[1], y[2], y[3]};
+    if (lane == 0) *reinterpret_cast<float4*>(s.out + 4 * warp) = {y[0], y[1], y[2], y[3]};
     if (state) {
       void* rows = state + static_cast<uint64_t>(blockIdx.x) * kHead * kHead * p.a.stored_bytes;
       for_state_rows([&](int j, auto element) { write_pair<decltype(element)>(rows, first_pair + j * (kHead / 2), S[j]); });
     }
     workers_meet();
     if (i >= kHead) return;
-    const float own_y = s.y[i], mean = head_sum(own_y, 0, 1).x / kHead, centred = own_y - mean;
+    const float own_y = s.out[i], mean = head_sum(own_y, 0, 1).x / kHead, centred = own_y - mean;
     const float scale = rsqrtf(head_sum(centred * centred, 0, 0).x / kHead + p.gn_eps);
     this->tell_gated((centred * scale * ln_w + ln_b + bonus * v) * s.low[3][i]);
   }

@@ -12,7 +12,8 @@ using duet_gpu::bf16;
 constexpr uint32_t kWarps = 16, kWorkers = 32 * kWarps, kThreads = kWorkers + 32;
 constexpr uint32_t kUnderWayBytes = 64 << 10, kUnderWayMeanwhile = 1;  // copies that have not ended; stages of them while blocks wait for each other
 constexpr uint32_t kMaxWidth = 4096;
-constexpr uint32_t kNarrow = 2048;            // up to there all threads may look for words that are long in coming: there are few
+constexpr uint32_t kFewWords = 2048;          // up to this width all threads may look for words that are long in coming
+constexpr uint32_t kNarrow = 2 * kWorkers;    // up to this width each block makes all norms and the mixes that it needs, two columns a thread
 constexpr uint32_t kMaxBlocks = 160;
 constexpr uint32_t kMaxLayers = 128;
 constexpr uint32_t kHead = 64;                // elements

@@ -18,8 +18,8 @@ struct QuantisedWorker : Worker<Quantised<kBits>> {
   __device__ uint32_t t() const { return lane % 4; }
 
   // scratch: inputs of products [kMaxInputs, C] in the order of word_place, each group's scale and scale times sum; what the warps have
-  // of tiles' sums, f32 [kMaxTiles, kWarps, kTile], or the hidden vectors before they are rounded,
-  // or of x's columns
+  // of tiles' sums, f32 [kMaxTiles, kWarps, kTile], or the hidden vectors or a narrow
+  // model's mixes before they are rounded, or what the warps have of x's columns
   static constexpr uint32_t kPartsBytes = kMaxTiles * kWarps * kTile * 4;
   static_assert(kColumnsBytes <= kPartsBytes);
   static __host__ __device__ uint32_t scratch_bytes(const Sizes& s) { return kMaxInputs * (s.C + s.C / kGroup * 8) + kPartsBytes; }
@@ -102,11 +102,17 @@ struct QuantisedWorker : Worker<Quantised<kBits>> {
     if (lane == 3) tell(to + kGroup / 4 + 1, rounding.scale * static_cast<float>(sum), step);
   }
   __device__ void tell_mix(uint32_t mix, float2 y) const { tell_group(told.mixes + (mix * groups() + s.own.begin / kGroup) * kToldOfGroup, y); }
+  static_assert(kMaxInputs * kNarrow * 4 <= kPartsBytes);
+  __device__ void keep_mix(uint32_t i, uint32_t c, float2 y) const { *reinterpret_cast<float2*>(parts() + i * p.C + c) = y; }
+  __device__ void mixes_are_kept(uint32_t n) const {
+    workers_meet();
+    for (uint32_t i = 0; i < n; ++i) round(parts() + i * p.C, groups(), input(i));
+  }
   // A head's: of a channel a thread of the first two warps
   __device__ void tell_gated(float y) const {
-    s.y[threadIdx.x] = y;
+    s.out[threadIdx.x] = y;
     asm volatile("bar.sync 2, 64;" ::: "memory");
-    if (warp == 0) tell_group(told.gated + blockIdx.x * kToldOfGroup, reinterpret_cast<const float2*>(s.y)[lane]);
+    if (warp == 0) tell_group(told.gated + blockIdx.x * kToldOfGroup, reinterpret_cast<const float2*>(s.out)[lane]);
   }
   __device__ const uint64_t* last_gated(uint32_t head) const { return told.gated + (head + 1) * kToldOfGroup - 1; }
 

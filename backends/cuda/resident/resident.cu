@@ -33,7 +33,7 @@ namespace resident {
 namespace {
 
 // Where there are no bulk copies resident_takes refuses.
-template <class Copies, class Worker>
+template <class Copies, class Worker, bool is_narrow>
 __global__ void __launch_bounds__(kThreads, 1) resident_kernel(__grid_constant__ const Plan p) {
   using Form = typename Copies::Form;
   extern __shared__ __align__(128) char memory[];
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(__grid_constant__
   }
   const ResidentScratch& told = p.a.scratch;
   const uint32_t step = told.steps[0] + 1;
-  Layers<Worker>(p, s, ring, scratch, step).run();
+  Layers<Worker, is_narrow>(p, s, ring, scratch, step).run();
   if (threadIdx.x == 0 && atomicInc(told.steps + 1, gridDim.x - 1) == gridDim.x - 1) told.steps[0] = step - 1 + p.n;  // the last one, for the next run
 }
 
@@ -85,14 +85,15 @@ struct Kernel {
   }
 };
 template <class Copies, class Worker>
-Kernel kernel_of(uint32_t units, uint32_t unit_bytes) {
+Kernel kernel_of(bool is_narrow, uint32_t units, uint32_t unit_bytes) {
   using Form = typename Copies::Form;
-  return {resident_kernel<Copies, Worker>, Form::kRows, Form::kColumns, Form::kFewest, Form::kInner, Form::kHidden, Form::kStages, Form::kStageBytes, units, unit_bytes, Worker::scratch_bytes};
+  return {is_narrow ? resident_kernel<Copies, Worker, true> : resident_kernel<Copies, Worker, false>, Form::kRows, Form::kColumns, Form::kFewest, Form::kInner, Form::kHidden, Form::kStages, Form::kStageBytes, units, unit_bytes, Worker::scratch_bytes};
 }
-Kernel kernel_of(duet_dtype weights) {
-  if (weights == DUET_I8) return kernel_of<QuantisedCopies<8>, QuantisedWorker<8>>(Quantised<8>::kUnits, Quantised<8>::kUnitBytes);
-  if (weights == DUET_I4) return kernel_of<QuantisedCopies<4>, QuantisedWorker<4>>(Quantised<4>::kUnits, Quantised<4>::kUnitBytes);
-  return kernel_of<Bf16Copies, Bf16Worker>(0, sizeof(bf16));
+Kernel kernel_of(const duetp_layer& l) {
+  const bool is_narrow = l.shape.n_embd <= kNarrow;
+  if (l.weights == DUET_I8) return kernel_of<QuantisedCopies<8>, QuantisedWorker<8>>(is_narrow, Quantised<8>::kUnits, Quantised<8>::kUnitBytes);
+  if (l.weights == DUET_I4) return kernel_of<QuantisedCopies<4>, QuantisedWorker<4>>(is_narrow, Quantised<4>::kUnits, Quantised<4>::kUnitBytes);
+  return kernel_of<Bf16Copies, Bf16Worker>(is_narrow, 0, sizeof(bf16));
 }
 
 Sizes sizes_of(const duetp_shape& s, const Kernel& k) {
@@ -118,7 +119,7 @@ bool resident_takes(const duetp_layer& l) {
   const duetp_shape& s = l.shape;
   if (l.weights != DUET_BF16 && !l.quantised()) return false;
   if (s.head_size != kHead || s.n_embd > kMaxWidth || s.n_layer > kMaxLayers || s.n_ffn % kHead != 0) return false;
-  const Kernel k = kernel_of(l.weights);
+  const Kernel k = kernel_of(l);
   const Sizes z = sizes_of(s, k);
   if (duet_gpu::device_attribute(cudaDevAttrComputeCapabilityMajor, 0) < 9 || duet_gpu::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, 0) < static_cast<int>(k.shared_bytes(z))) return false;
   const uint32_t blocks = multiprocessors(), columns = z.C / k.columns, inner = z.F / k.inner;
@@ -148,7 +149,7 @@ static uint64_t hidden_words(const duetp_shape& s) {
 }
 
 uint64_t resident_scratch_bytes(const duetp_shape& s) {
-  const uint64_t words = 7ull * s.n_embd + hidden_words(s) + static_cast<uint64_t>(multiprocessors()) * (4 + s.n_embd);
+  const uint64_t words = 9ull * s.n_embd + hidden_words(s) + static_cast<uint64_t>(multiprocessors()) * (4 + s.n_embd);
   return (words + 1) * sizeof(uint64_t);
 }
 
@@ -159,6 +160,7 @@ ResidentScratch lay_out_resident(void* memory, const duetp_shape& s) {
   r.rkv = next(3 * s.n_embd);
   r.sums = next(4 * static_cast<uint64_t>(multiprocessors()));
   r.mixes = next(kMixes * (s.n_embd / 2));
+  r.x = next(2 * s.n_embd);
   r.gated = next(s.n_embd / 2);
   r.parts = next(static_cast<uint64_t>(multiprocessors()) * s.n_embd);
   r.low = next(hidden_words(s));
@@ -169,7 +171,7 @@ ResidentScratch lay_out_resident(void* memory, const duetp_shape& s) {
 Error resident_layers(const Resident& a, duet_gpu::Stream stream) {
   if (a.n == 0) return cudaSuccess;
   const duetp_shape& s = a.layers[a.first]->shape;
-  const Kernel k = kernel_of(a.layers[a.first]->weights);
+  const Kernel k = kernel_of(*a.layers[a.first]);
   Plan p{};
   static_cast<Sizes&>(p) = sizes_of(s, k);
   if (a.n > kMaxLayers) return cudaErrorInvalidValue;

@@ -16,6 +16,7 @@ struct ResidentScratch {
   uint64_t* low;       // [sum of the ranks]
   uint64_t* sums;      // [2, blocks, 2]: of x and of its squares, for time mix and for channel mix
   uint64_t* mixes;     // [7, C / 2]: what token shifts make, two of bf16 in a word
+  uint64_t* x;         // [2, C]: in narrow models x itself instead of sums and mixes, for time mix and for channel mix
   uint64_t* gated;     // [C / 2]: output's inputs, in the same way
   uint64_t* parts;     // [blocks, C]
   uint32_t* steps;     // [2]: how many have been, and which blocks have ended
