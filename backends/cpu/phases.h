@@ -7,13 +7,13 @@
 
 namespace duet_cpu {
 
-// phases_token.cc: tokens, or rows of the head, are divided evenly
-void embed_tokens(const Call& c, Worker& w);
-void shift_mix_tokens(const Call& c, Worker& w);
+// phases_token.cc
+void embed_tokens(const Call& c, Worker& w, uint32_t from, uint32_t to);
+void shift_mix_tokens(const Call& c, Worker& w, uint32_t from, uint32_t to);
 void shift_mix_keep(const Call& c, Worker& w);    // att_x of the last tokens; recurrent mode keeps at once
-void channel_mix_tokens(const Call& c, Worker& w);
+void channel_mix_tokens(const Call& c, Worker& w, uint32_t from, uint32_t to);
 void channel_mix_keep(const Call& c, Worker& w);  // ffn_x
-void head_rows(const Call& c, Worker& w);
+void head_rows(const Call& c, Worker& w);         // divided evenly
 
 // phases_product.cc: tasks of up to 64 outputs go to whichever thread is free
 void linear_product(const Call& c, Worker& w);
@@ -30,14 +30,12 @@ constexpr size_t kValueParts = 16;
 inline bool skips_zeros(const Call& c) { return c.recurrent && !duetp_is_quantised(c.layer->weights); }
 inline size_t sums_apart(const duetp_layer& l) { return (l.shape.n_embd + 15) / 16 * 16; }
 
-// Inputs of products with quantised weights are rounded first. What comes from another product (hidden vectors, keys) is
-// rounded where it arises. For the rest each thread does that by itself up to a block of rows, which costs less than a
-// barrier; more are divided, in a phase of its own before the product.
-inline bool shares_rounded(const duetp_layer& l, uint32_t max_rows) { return duetp_is_quantised(l.weights) && max_rows > kTileRows; }
-void linear_round(const Call& c, Worker& w);
-void lowrank_down_round(const Call& c, Worker& w);
-void channel_mix_key_round(const Call& c, Worker& w);
-void head_round(const Call& c, Worker& w);
+// Inputs of products with quantised weights are rounded first. What stays within a stage is rounded where it arises, and not
+// stored otherwise. For the rest there are phases, dealt as those that make these inputs.
+inline bool heads_are_groups(const duetp_shape& s) { return s.head_size % kGroup == 0; }
+void linear_round(const Call& c, Worker& w, uint32_t from, uint32_t to);
+void linear_round_head(const Call& c, Worker& w, uint32_t q, size_t head, size_t t0, size_t t1);  // of the output, where heads are groups
+void lowrank_down_round(const Call& c, Worker& w, uint32_t from, uint32_t to);
 
 // phases_head.cc: one head of one sequence; the queue deals these pairs to the threads
 void prepare_heads(const Call& c, Worker& w, uint32_t q, size_t head, size_t t0, size_t t1);

@@ -10,8 +10,7 @@ namespace {
 struct Product {
   const Matrix& w;
   const Gemm* gemm;  // oneDNN; NULL = our own kernels, which read W where it is
-  const void* shared;  // quantised W: all inputs, rounded; NULL = each thread rounds them
-  const void* in;    // (m) [rows, w.in]
+  const void* in;    // (m) [rows, w.in]; for quantised W rounded
   bool in_bf16;
   void* out;         // [rows, w.out]
   bool out_bf16;
@@ -43,23 +42,15 @@ void fetch_ahead(const Matrix& w, size_t slice, size_t from, size_t to) {
   for (size_t at = from * row; at < to * row; at += 64) __builtin_prefetch(base + at, 0, 2);
 }
 
-// The inputs of a product with quantised weights, rounded.
-RoundedRows rounded_inputs(const Product& p, Worker& w) {
-  if (p.shared) return rounded_rows(p.w.in, p.max_rows, const_cast<void*>(p.shared));
-  const RoundedRows own = rounded_rows(p.w.in, kTileRows, w.rows);
-  round_rows(static_cast<const float*>(p.in), p.w.in, p.rows, own);
-  return own;
-}
-
 // A task is a slice of outputs for a group of row blocks. Slices are few in small models and parallel mode, so there rows are
 // divided too, as long as packing the slice again costs little beside the product.
 void multiply(const Product& p, Worker& w) {
   if (p.rows == 0) return;
   constexpr size_t columns = kTileColumns, kGroupBlocks = 4;
-  const size_t block_size = p.shared ? kMaxTileRows : kTileRows;  // a multiple of six, which the integer products take at a time
+  const size_t block_size = p.w.quantised() ? kMaxTileRows : kTileRows;  // a multiple of six, which the integer products take at a time
   const size_t slices = (p.w.out + columns - 1) / columns, blocks = (p.rows + block_size - 1) / block_size;
-  const size_t groups = p.gemm || p.shared ? std::clamp<size_t>((4 * w.n + slices - 1) / slices, 1, (blocks + kGroupBlocks - 1) / kGroupBlocks) : 1;
-  const RoundedRows rounded = p.w.quantised() ? rounded_inputs(p, w) : RoundedRows();
+  const size_t groups = p.gemm || p.w.quantised() ? std::clamp<size_t>((4 * w.n + slices - 1) / slices, 1, (blocks + kGroupBlocks - 1) / kGroupBlocks) : 1;
+  const RoundedRows rounded = p.w.quantised() ? rounded_rows(p.w.in, p.max_rows, const_cast<void*>(p.in)) : RoundedRows();
   size_t packed = slices;  // none
   // What the integer products leave may go where it belongs at once.
   const bool direct = p.w.quantised() && p.passed.groups == 0 && p.finish == Finish::kStore && !p.out_bf16 && p.w.out % kTile == 0;
@@ -92,32 +83,21 @@ void multiply(const Product& p, Worker& w) {
 size_t value_part(const Matrix& m, size_t part) { return std::min<size_t>(m.in, part * ((m.in + kValueParts - 1) / kValueParts)); }
 
 Product token_product(const Call& c, uint32_t id, const void* in, void* out, bool out_bf16, Finish finish) {
-  return {c.layer->matrix[id], c.recurrent ? nullptr : c.layer->gemm[id], nullptr, in, c.layer->bf16, out, out_bf16, finish, c.n_tokens(), c.max_tokens, {}};
+  return {c.layer->matrix[id], c.recurrent ? nullptr : c.layer->gemm[id], in, c.layer->bf16, out, out_bf16, finish, c.n_tokens(), c.max_tokens, {}};
 }
-// of an activation, which `rounded` may hold
-void multiply_in(const Call& c, Worker& w, Product p, Region rounded) {
-  if (shares_rounded(*c.layer, c.max_tokens)) p.shared = w.region[rounded];
-  multiply(p, w);
-}
+// where the inputs of a product are: quantised weights want the rounded ones
+const void* inputs(const Call& c, Worker& w, const void* in, Region rounded) { return duetp_is_quantised(c.layer->weights) ? w.region[rounded] : in; }
 // into `region`, for the product with matrix `next`
-void multiply_into(const Call& c, Worker& w, Product p, Region rounded, Region region, uint32_t next) {
+void multiply_into(const Call& c, Worker& w, Product p, Region region, uint32_t next) {
   p.out = w.region[region];
   if (p.w.quantised()) p.passed = rounded_rows(c.layer->matrix[next].in, c.max_tokens, w.region[region]);
-  multiply_in(c, w, p, rounded);
-}
-// from that region
-void multiply_from(Worker& w, Product p, Region region) {
-  if (p.w.quantised()) p.shared = w.region[region];
-  p.in = w.region[region];
   multiply(p, w);
 }
 
-// This thread's share of the rows
-void round_share(const Call& c, Worker& w, uint32_t id, const void* in, Region rounded, size_t rows, size_t max_rows) {
-  const size_t depth = c.layer->matrix[id].in, from = rows * w.i / w.n, to = rows * (w.i + 1) / w.n;
-  round_rows(static_cast<const float*>(in) + from * depth, depth, to - from, rounded_from(rounded_rows(depth, max_rows, w.region[rounded]), from));
+void round_tokens(const Call& c, Worker& w, const void* in, Region rounded, uint32_t from, uint32_t to) {
+  const size_t C = c.layer->shape.n_embd;
+  round_rows(static_cast<const float*>(in) + from * C, C, to - from, rounded_from(rounded_rows(C, c.max_tokens, w.region[rounded]), from));
 }
-void round_tokens(const Call& c, Worker& w, uint32_t id, const void* in, Region rounded) { round_share(c, w, id, in, rounded, c.n_tokens(), c.max_tokens); }
 
 // Sums of the rows of the value matrix whose inputs are not zero, a part of the inputs a task: [parts][tokens][sums_apart]
 void sum_parts(const Call& c, Worker& w) {
@@ -145,21 +125,21 @@ constexpr Finish kHidden[] = {Finish::kTanh, Finish::kStore, Finish::kStore, Fin
 
 void linear_product(const Call& c, Worker& w) {
   const Finish finish = c.which == DUETP_LINEAR_OUTPUT ? Finish::kAdd : Finish::kStore;
-  multiply_in(c, w, token_product(c, kLinear[c.which], c.in[DUETP_LINEAR_IN], c.out[DUETP_LINEAR_OUT], false, finish), by_which(kRoundedR, c.which));
+  multiply(token_product(c, kLinear[c.which], inputs(c, w, c.in[DUETP_LINEAR_IN], by_which(kRoundedR, c.which)), c.out[DUETP_LINEAR_OUT], false, finish), w);
 }
 void lowrank_down(const Call& c, Worker& w) {
-  multiply_into(c, w, token_product(c, DUETP_T_W1 + c.which, c.in[DUETP_LOWRANK_IN], nullptr, c.layer->bf16, kHidden[c.which]), by_which(kRoundedDownW, c.which),
-                by_which(kHiddenW, c.which), DUETP_T_W2 + c.which);
+  const void* in = inputs(c, w, c.in[DUETP_LOWRANK_IN], by_which(kRoundedDownW, c.which));
+  multiply_into(c, w, token_product(c, DUETP_T_W1 + c.which, in, nullptr, c.layer->bf16, kHidden[c.which]), by_which(kHiddenW, c.which), DUETP_T_W2 + c.which);
 }
 void lowrank_up(const Call& c, Worker& w) {
-  multiply_from(w, token_product(c, DUETP_T_W2 + c.which, nullptr, c.out[DUETP_LOWRANK_OUT], false, Finish::kStore), by_which(kHiddenW, c.which));
+  multiply(token_product(c, DUETP_T_W2 + c.which, w.region[by_which(kHiddenW, c.which)], c.out[DUETP_LOWRANK_OUT], false, Finish::kStore), w);
 }
 void channel_mix_key(const Call& c, Worker& w) {
-  multiply_into(c, w, token_product(c, DUETP_T_FFN_KEY, w.region[kMixed], nullptr, c.layer->bf16, Finish::kRelu2), kRoundedMixed, kKey, DUETP_T_FFN_VALUE);
+  multiply_into(c, w, token_product(c, DUETP_T_FFN_KEY, w.region[kMixed], nullptr, c.layer->bf16, Finish::kRelu2), kKey, DUETP_T_FFN_VALUE);
 }
 void channel_mix_value(const Call& c, Worker& w) {
   if (skips_zeros(c)) return sum_parts(c, w);
-  multiply_from(w, token_product(c, DUETP_T_FFN_VALUE, nullptr, c.out[DUETP_CHANNEL_MIX_X], false, Finish::kAdd), kKey);
+  multiply(token_product(c, DUETP_T_FFN_VALUE, w.region[kKey], c.out[DUETP_CHANNEL_MIX_X], false, Finish::kAdd), w);
 }
 void channel_mix_sum(const Call& c, Worker& w) {
   const size_t C = c.layer->shape.n_embd, ld = sums_apart(*c.layer), units = ld / 16, from = units * w.i / w.n * 16, to = std::min<size_t>(units * (w.i + 1) / w.n * 16, C);
@@ -170,13 +150,15 @@ void channel_mix_sum(const Call& c, Worker& w) {
 
 // Always our own kernel: mostly one row is wanted, and then nothing may be packed or padded; so its bits do not depend on mode.
 void head_product(const Call& c, Worker& w) {
-  const void* shared = shares_rounded(*c.layer, c.max_rows) ? w.region[kRoundedMixed] : nullptr;
-  multiply({c.layer->matrix[DUETP_T_HEAD], nullptr, shared, w.region[kMixed], c.layer->bf16, c.out[DUETP_HEAD_OUT_LOGITS], false, Finish::kStore, c.n_rows(), c.max_rows, {}}, w);
+  multiply({c.layer->matrix[DUETP_T_HEAD], nullptr, w.region[kMixed], c.layer->bf16, c.out[DUETP_HEAD_OUT_LOGITS], false, Finish::kStore, c.n_rows(), c.max_rows, {}}, w);
 }
 
-void linear_round(const Call& c, Worker& w) { round_tokens(c, w, kLinear[c.which], c.in[DUETP_LINEAR_IN], by_which(kRoundedR, c.which)); }
-void lowrank_down_round(const Call& c, Worker& w) { round_tokens(c, w, DUETP_T_W1 + c.which, c.in[DUETP_LOWRANK_IN], by_which(kRoundedDownW, c.which)); }
-void channel_mix_key_round(const Call& c, Worker& w) { round_tokens(c, w, DUETP_T_FFN_KEY, w.region[kMixed], kRoundedMixed); }
-void head_round(const Call& c, Worker& w) { round_share(c, w, DUETP_T_HEAD, w.region[kMixed], kRoundedMixed, c.n_rows(), c.max_rows); }
+void linear_round(const Call& c, Worker& w, uint32_t from, uint32_t to) { round_tokens(c, w, c.in[DUETP_LINEAR_IN], by_which(kRoundedR, c.which), from, to); }
+void linear_round_head(const Call& c, Worker& w, uint32_t, size_t head, size_t t0, size_t t1) {
+  const size_t C = c.layer->shape.n_embd, groups = c.layer->shape.head_size / kGroup;
+  const RoundedRows out = rounded_from(rounded_rows(C, c.max_tokens, w.region[by_which(kRoundedR, c.which)]), t0);
+  for (size_t g = head * groups; g < (head + 1) * groups; ++g) round_groups(static_cast<const float*>(c.in[DUETP_LINEAR_IN]) + t0 * C + g * kGroup, C, kGroup, t1 - t0, out, g);
+}
+void lowrank_down_round(const Call& c, Worker& w, uint32_t from, uint32_t to) { round_tokens(c, w, c.in[DUETP_LOWRANK_IN], by_which(kRoundedDownW, c.which), from, to); }
 
 }  // namespace duet_cpu

@@ -9,12 +9,13 @@ namespace {
 
 uint64_t aligned(uint64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-bool conflict(const Access& a, const Access& b) {
+bool overlap(const Access& a, const Access& b) {
   if (!a.write && !b.write) return false;
-  if (a.partition && a.partition == b.partition && a.heads == b.heads && a.at == b.at && a.bytes == b.bytes) return false;
   const char *a0 = static_cast<const char*>(a.at), *b0 = static_cast<const char*>(b.at);
   return a0 < b0 + b.bytes && b0 < a0 + a.bytes;
 }
+
+bool same_partition(const Access& a, const Access& b) { return a.partition && a.partition == b.partition && a.heads == b.heads && a.at == b.at && a.bytes == b.bytes; }
 
 }  // namespace
 
@@ -34,26 +35,36 @@ const Call& Program::call(const Call& c) {
 }
 
 void Program::add(Phase phase, std::initializer_list<Access> touched) {
-  bool barrier = std::exchange(fenced_, false);
+  size_t level = fence_;
+  for (size_t k = levels_.size(); k > level; --k)
+    for (const Access& a : touched)
+      for (const Access& b : levels_[k - 1].touched)
+        if (overlap(a, b)) level = std::max(level, same_partition(a, b) ? k - 1 : k);
+  if (level == levels_.size()) levels_.emplace_back();
   for (const Access& a : touched)
-    for (const Access& b : open_) barrier = barrier || conflict(a, b);
-  if (barrier) open_.clear();
-  for (const Access& a : touched)
-    if (a.at) open_.push_back(a);
+    if (a.at) levels_[level].touched.push_back(a);
   phase.call = static_cast<uint32_t>(calls_.size() - 1);
-  phase.barrier = barrier;
-  phases_.push_back(phase);
+  levels_[level].phases.push_back(phase);
+  ++n_phases_;
 }
 
-bool Program::same_heads(const Phase& a, const Phase& b) const {
+bool Program::dealt_alike(const Phase& a, const Phase& b) const {
   const Call &x = calls_[a.call], &y = calls_[b.call];
-  return a.head && b.head && x.starts == y.starts && x.used == y.used && x.layer->shape.n_head == y.layer->shape.n_head;
+  if (x.starts != y.starts || x.used != y.used) return false;
+  return a.tokens ? b.tokens != nullptr : a.head && b.head && x.layer->shape.n_head == y.layer->shape.n_head;
+}
+
+void Program::run_tokens(Phases from, Phases to, Worker& w) const {
+  constexpr uint32_t kTurn = 8;  // tokens
+  const Range mine = share(calls_[from->call].n_tokens(), w);
+  for (uint32_t t = mine.from; t < mine.to; t += kTurn)
+    for (Phases p = from; p != to; ++p) p->tokens(calls_[p->call], w, t, std::min(t + kTurn, mine.to));
 }
 
 // This thread's pairs of sequence and head: laid out head after head, they are dealt by the tokens before them.
-void Program::run_heads(size_t from, size_t to, Worker& w) const {
+void Program::run_heads(Phases from, Phases to, Worker& w) const {
   constexpr uint64_t kTurn = 32;  // tokens
-  const Call& c = calls_[phases_[from].call];
+  const Call& c = calls_[from->call];
   const uint64_t T = c.n_tokens(), H = c.layer->shape.n_head;
   const uint64_t first = (T * H * w.i + w.n - 1) / w.n, last = (T * H * (w.i + 1) + w.n - 1) / w.n;
   for (uint64_t h = first / (T ? T : 1); h < H && h * T < last; ++h)
@@ -61,15 +72,14 @@ void Program::run_heads(size_t from, size_t to, Worker& w) const {
       const uint64_t t0 = static_cast<uint64_t>(c.starts[q]), t1 = static_cast<uint64_t>(c.starts[q + 1]);
       if (h * T + t0 < first || h * T + t0 >= last) continue;
       for (uint64_t t = t0; t < t1; t += kTurn)
-        for (size_t k = from; k < to; ++k) phases_[k].head(calls_[phases_[k].call], w, q, h, t, std::min(t + kTurn, t1));
+        for (Phases p = from; p != to; ++p) p->head(calls_[p->call], w, q, h, t, std::min(t + kTurn, t1));
     }
 }
 
 void Program::clear() {
   calls_.clear();
-  phases_.clear();
-  open_.clear();
-  fenced_ = false;
+  levels_.clear();
+  n_phases_ = fence_ = 0;
   needs = Needs();
 }
 
@@ -128,19 +138,22 @@ void duetp_queue::work(const Program& p, uint32_t i, uint32_t n) {
   const OneOpenMpThread one;
   Worker& w = workers_[i];
   w.n = n;
-  for (size_t k = 0; k < p.phases_.size(); ++k) {
-    const Program::Phase& phase = p.phases_[k];
-    if (phase.barrier) device.host.barrier(device.host.self);
+  std::atomic<uint32_t>* next = next_.get();
+  for (size_t k = 0; k < p.levels_.size(); ++k) {
+    if (k > 0) device.host.barrier(device.host.self);
+    const std::vector<Program::Phase>& phases = p.levels_[k].phases;
+    w.next = next;
+    next += phases.size();
     if (failure_.load(std::memory_order_relaxed) != DUET_OK) continue;  // but meet the others at the barriers
-    w.next = &next_[k];
     try {
-      if (phase.run) {
-        phase.run(p.calls_[phase.call], w);
-        continue;
+      for (auto phase = phases.begin(), end = phase; phase != phases.end(); w.next += end - phase, phase = end) {
+        end = phase + 1;
+        while (end != phases.end() && p.dealt_alike(*phase, *end)) ++end;
+        if (phase->run)
+          phase->run(p.calls_[phase->call], w);
+        else
+          phase->tokens ? p.run_tokens(phase, end, w) : p.run_heads(phase, end, w);
       }
-      const size_t from = k;
-      while (k + 1 < p.phases_.size() && !p.phases_[k + 1].barrier && p.same_heads(phase, p.phases_[k + 1])) ++k;
-      p.run_heads(from, k + 1, w);
     } catch (...) {  // oneDNN's
       failure_.store(thrown_status(), std::memory_order_relaxed);
     }
@@ -151,11 +164,11 @@ duet_status duetp_queue::run(Program& p) {
   if (p.empty()) return DUET_OK;
   const duet_status status = guarded(device, [&]() -> duet_status {
     if (!reserve(p)) return device.fail(DUET_E_MEMORY, "out of memory: the scratch of the CPU backend; use smaller batches or shorter prompts at a time");
-    if (n_next_ < p.phases_.size()) {
-      n_next_ = p.phases_.capacity();
+    if (n_next_ < p.n_phases_) {
+      n_next_ = p.n_phases_;
       next_ = std::make_unique<std::atomic<uint32_t>[]>(n_next_);
     }
-    for (size_t k = 0; k < p.phases_.size(); ++k) next_[k].store(0, std::memory_order_relaxed);
+    for (size_t k = 0; k < p.n_phases_; ++k) next_[k].store(0, std::memory_order_relaxed);
     struct Run {
       duetp_queue* q;
       const Program* p;

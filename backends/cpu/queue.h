@@ -1,6 +1,7 @@
 // Work is put off: a stage appends its phases to a list, and the list runs as a whole, on the host's thread team, when someone
-// waits or looks. A phase divides its output among the threads by itself; a barrier stands only where a phase touches what an
-// earlier one wrote (or writes what it read) since the last barrier. A recording is such a list that is kept.
+// waits or looks. A phase divides its output among the threads. The list is cut into levels with a barrier between them: a phase
+// goes into the first level before which all is done that it needs, whichever stages were appended meanwhile. A recording is
+// such a list that is kept.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -31,8 +32,8 @@ struct Call {
 // Memory between the phases of one stage. Stages of a kind follow one another, so each kind has one.
 enum Region {
   kHiddenW, kHiddenA, kHiddenV, kHiddenG, kMixed, kKey, kSums,
-  // inputs of products with quantised weights, where threads share their rounding:
-  kRoundedR, kRoundedK, kRoundedV, kRoundedOutput, kRoundedDownW, kRoundedDownA, kRoundedDownV, kRoundedDownG, kRoundedMixed,
+  // inputs of products with quantised weights, rounded:
+  kRoundedR, kRoundedK, kRoundedV, kRoundedOutput, kRoundedDownW, kRoundedDownA, kRoundedDownV, kRoundedDownG,
   kRegions
 };
 
@@ -43,17 +44,28 @@ struct Worker {
   GemmThread* gemm;
   void* region[kRegions];
   float* tile;    // [kMaxTileRows, kTileColumns]
-  void* rows;     // [kMaxTileRows, depth]: inputs, padded, widened, or rounded; or what add_rows needs
+  void* rows;     // [kMaxTileRows, depth]: inputs, padded or widened; or what add_rows needs
   void* panel;    // see pack_panel
   void* product;  // oneDNN's
-  float* token;   // [2, C]
+  float* token;   // [3, C]
   void* wkv;      // wkv_scratch_bytes
   float* state;   // S of a sequence without a slot
 };
 using PhaseFn = void (*)(const Call&, Worker&);
-// The tokens [t0, t1) of sequence q in one head. Such phases without a barrier between them run in turns, a few tokens of
-// each at a time, so that what one leaves is still in cache for the next.
+// Phases that the queue deals, by tokens or by sequences and heads. Neighbours within a level run in turns, a few tokens of each
+// at a time, so that what one leaves is still in cache for the next.
+using TokenFn = void (*)(const Call&, Worker&, uint32_t from, uint32_t to);
+// The tokens [t0, t1) of sequence q in one head.
 using HeadFn = void (*)(const Call&, Worker&, uint32_t q, size_t head, size_t t0, size_t t1);
+
+struct Range {
+  uint32_t from, to;
+};
+// a thread's share of n things; one thing goes to thread 0
+inline Range share(uint32_t n, const Worker& w) {
+  const auto bound = [&](uint64_t i) { return static_cast<uint32_t>((n * i + w.n - 1) / w.n); };
+  return {bound(w.i), bound(w.i + 1)};
+}
 
 struct Needs {  // bytes
   uint64_t region[kRegions] = {};
@@ -61,24 +73,25 @@ struct Needs {  // bytes
   void include(const Needs& o);
 };
 
-// A stretch of memory that a phase reads or writes. Phases that share a partition (same sequences, same heads, and exactly the
-// same stretch) hand each thread what it wrote itself, so they need no barrier among them.
+// A stretch of memory that a phase reads or writes. Phases that share a partition (same tokens, or same sequences and heads, and
+// exactly the same stretch) hand each thread what it wrote itself, so they need no barrier among them.
 struct Access {
   const void* at;
   uint64_t bytes;
   bool write;
-  const void* partition = nullptr;  // the frame's starts, when divided by sequence and head
+  const void* partition = nullptr;  // the frame's counts, when divided by tokens; its starts, when by sequence and head
   uint32_t heads = 0;
 };
 
 class Program {
  public:
   const Call& call(const Call& c);  // the calls that follow belong to it
-  void phase(PhaseFn fn, std::initializer_list<Access> touched) { add({fn, nullptr, 0, false}, touched); }
-  void phase(HeadFn fn, std::initializer_list<Access> touched) { add({nullptr, fn, 0, false}, touched); }
-  void fence() { fenced_ = true; }  // what follows waits for all that came before
+  void phase(PhaseFn fn, std::initializer_list<Access> touched) { add({fn, nullptr, nullptr, 0}, touched); }
+  void phase(TokenFn fn, std::initializer_list<Access> touched) { add({nullptr, fn, nullptr, 0}, touched); }
+  void phase(HeadFn fn, std::initializer_list<Access> touched) { add({nullptr, nullptr, fn, 0}, touched); }
+  void fence() { fence_ = levels_.size(); }  // what follows waits for all that came before
   void clear();
-  bool empty() const { return phases_.empty(); }
+  bool empty() const { return levels_.empty(); }
 
   Needs needs;
 
@@ -86,18 +99,23 @@ class Program {
   friend struct ::duetp_queue;
   struct Phase {
     PhaseFn run;
-    HeadFn head;  // one of the two
+    TokenFn tokens;
+    HeadFn head;  // one of the three
     uint32_t call;
-    bool barrier;  // before it
+  };
+  using Phases = std::vector<Phase>::const_iterator;
+  struct Level {
+    std::vector<Phase> phases;
+    std::vector<Access> touched;
   };
   void add(Phase phase, std::initializer_list<Access> touched);
-  void run_heads(size_t from, size_t to, Worker& w) const;
-  bool same_heads(const Phase& a, const Phase& b) const;
+  void run_tokens(Phases from, Phases to, Worker& w) const;
+  void run_heads(Phases from, Phases to, Worker& w) const;
+  bool dealt_alike(const Phase& a, const Phase& b) const;
 
   std::vector<Call> calls_;
-  std::vector<Phase> phases_;
-  std::vector<Access> open_;  // since the last barrier
-  bool fenced_ = false;
+  std::vector<Level> levels_;
+  size_t n_phases_ = 0, fence_ = 0;  // nothing goes into a level before the latter
 };
 
 }  // namespace duet_cpu

@@ -33,32 +33,35 @@ class Stage {
   Access writes(const void* p) const { return {p, p ? tokens() * C() * 4 : 0, true}; }
   Access reads_m(const void* p) const { return {p, p ? tokens() * C() * m() : 0, false}; }
   Access writes_m(const void* p) const { return {p, p ? tokens() * C() * m() : 0, true}; }
-  // by sequence and head
-  Access mine(Access a) const {
+  // divided as TokenFn divides: by tokens
+  Access by_token(Access a) const {
+    a.partition = call_.used;
+    return a;
+  }
+  // as HeadFn: by sequence and head
+  Access by_head(Access a) const {
     a.partition = call_.starts;
     a.heads = shape_.n_head;
     return a;
   }
   // a scratch region; any address that only it has
   Access region(Region r, bool write) const { return {reinterpret_cast<const char*>(&queue_) + r, 1, write}; }
+  // activations [T,C] for a product, which reads them rounded where its weights are quantised
+  Access input(const void* in, Region rounded) const { return quantised() ? region(rounded, false) : reads_m(in); }
   // one of the three parts of a layer's state, in any slot
   Access kept(uint32_t part, bool write) const {
     return {reinterpret_cast<const char*>(call_.state) + 3 * static_cast<uint64_t>(call_.layer_index) + part, 1, write};
   }
 
-  // bytes of what one product passes on to that with matrix `id`
-  uint64_t passed_on(uint32_t id) const {
+  bool quantised() const { return duetp_is_quantised(call_.layer->weights); }
+  // the product with matrix `id`, of inputs that arise within the stage: `rows` of them in `region`
+  void product(uint32_t id, Region region, uint64_t rows) {
     const Matrix& m = call_.layer->matrix[id];
-    return m.quantised() ? rounded_bytes(m.in, tokens()) : tokens() * m.in * this->m();
+    needs_.region[region] = m.quantised() ? rounded_bytes(m.in, rows) : rows * m.in * this->m();
+    product(id);
   }
-  // the product with matrix `id` of up to `rows` inputs: what its threads need, and a oneDNN product that they can run
-  void product(uint32_t id, Region rounded, uint64_t rows) {
-    if (const Matrix& m = call_.layer->matrix[id]; m.quantised()) {
-      if (shares_rounded(*call_.layer, static_cast<uint32_t>(rows)))
-        needs_.region[rounded] = std::max<uint64_t>(needs_.region[rounded], rounded_bytes(m.in, rows));
-      else
-        needs_.rows = std::max<uint64_t>(needs_.rows, rounded_bytes(m.in, kTileRows));
-    }
+  // the product with matrix `id`: what its threads need, and a oneDNN product that they can run
+  void product(uint32_t id) {
     const Gemm* g = call_.recurrent ? nullptr : call_.layer->gemm[id];
     if (!g) return;
     queue_.prepare(*g);
@@ -66,9 +69,12 @@ class Stage {
     needs_.panel = std::max<uint64_t>(needs_.panel, padded_depth(g->depth, g->bf16) * kTileColumns * m_bytes(g->bf16));
     needs_.product = std::max<uint64_t>(needs_.product, g->scratch_bytes);
   }
-  // rounds `in` for the product that follows, where threads share that work
-  void round(PhaseFn fn, Access in, Region rounded, uint64_t rows) {
-    if (shares_rounded(*call_.layer, static_cast<uint32_t>(rows))) phase(fn, {in, region(rounded, true)});
+  // [T,C] rounded for the product that follows, by whom `divided` says
+  template <class Fn>
+  void round(Fn fn, const void* in, Region rounded, Access (Stage::*divided)(Access) const) {
+    if (!quantised()) return;
+    needs_.region[rounded] = rounded_bytes(C(), tokens());
+    phase(fn, {(this->*divided)(reads_m(in)), (this->*divided)(region(rounded, true))});
   }
   template <class Fn>
   void phase(Fn fn, std::initializer_list<Access> touched) {
@@ -94,7 +100,7 @@ duet_status enqueue(void* self, duetp_queue* q, const duetp_stage* a, const F& f
 }
 
 duet_status embed(void* self, duetp_queue* q, const duetp_stage* a) {
-  return enqueue(self, q, a, [](Stage& s) { s.phase(embed_tokens, {s.writes(s.call().out[DUETP_EMBED_OUT_X])}); });
+  return enqueue(self, q, a, [](Stage& s) { s.phase(embed_tokens, {s.by_token(s.writes(s.call().out[DUETP_EMBED_OUT_X]))}); });
 }
 
 duet_status shift_mix(void* self, duetp_queue* q, const duetp_stage* a) {
@@ -102,8 +108,8 @@ duet_status shift_mix(void* self, duetp_queue* q, const duetp_stage* a) {
     const Call& c = s.call();
     s.needs().token = 2 * s.C() * sizeof(float);
     const void* x = c.in[DUETP_SHIFT_MIX_IN_X];
-    s.phase(shift_mix_tokens, {s.reads(x), s.writes_m(c.out[0]), s.writes_m(c.out[1]), s.writes_m(c.out[2]), s.writes_m(c.out[3]), s.writes_m(c.out[4]),
-                               s.writes_m(c.out[5]), s.kept(0, c.recurrent)});
+    const auto out = [&](uint32_t i) { return s.by_token(s.writes_m(c.out[i])); };
+    s.phase(shift_mix_tokens, {s.reads(x), out(0), out(1), out(2), out(3), out(4), out(5), s.kept(0, c.recurrent)});
     if (!c.recurrent) s.phase(shift_mix_keep, {s.reads(x), s.kept(0, true)});
   });
 }
@@ -111,11 +117,15 @@ duet_status shift_mix(void* self, duetp_queue* q, const duetp_stage* a) {
 duet_status linear(void* self, duetp_queue* q, const duetp_stage* a) {
   return enqueue(self, q, a, [](Stage& s) {
     constexpr uint32_t kMatrix[] = {DUETP_T_RECEPTANCE, DUETP_T_KEY, DUETP_T_VALUE, DUETP_T_OUTPUT};
-    const Region rounded = static_cast<Region>(kRoundedR + s.call().which);
-    const Access in = s.reads_m(s.call().in[DUETP_LINEAR_IN]);
-    s.product(kMatrix[s.call().which], rounded, s.tokens());
-    s.round(linear_round, in, rounded, s.tokens());
-    s.phase(linear_product, {in, s.region(rounded, false), s.writes(s.call().out[DUETP_LINEAR_OUT])});
+    const Call& c = s.call();
+    const Region rounded = static_cast<Region>(kRoundedR + c.which);
+    const void* in = c.in[DUETP_LINEAR_IN];
+    s.product(kMatrix[c.which]);
+    if (c.which == DUETP_LINEAR_OUTPUT && heads_are_groups(c.layer->shape))
+      s.round(linear_round_head, in, rounded, &Stage::by_head);
+    else
+      s.round(linear_round, in, rounded, &Stage::by_token);
+    s.phase(linear_product, {s.input(in, rounded), s.writes(c.out[DUETP_LINEAR_OUT])});
   });
 }
 
@@ -124,12 +134,10 @@ duet_status lowrank(void* self, duetp_queue* q, const duetp_stage* a) {
     const Call& c = s.call();
     const Region hidden = static_cast<Region>(kHiddenW + c.which);
     const Region down = static_cast<Region>(kRoundedDownW + c.which);
-    s.needs().region[hidden] = s.passed_on(DUETP_T_W2 + c.which);
-    s.product(DUETP_T_W1 + c.which, down, s.tokens());
+    s.product(DUETP_T_W1 + c.which);
     s.product(DUETP_T_W2 + c.which, hidden, s.tokens());
-    const Access in = s.reads_m(c.in[DUETP_LOWRANK_IN]);
-    s.round(lowrank_down_round, in, down, s.tokens());
-    s.phase(lowrank_down, {in, s.region(down, false), s.region(hidden, true)});
+    s.round(lowrank_down_round, c.in[DUETP_LOWRANK_IN], down, &Stage::by_token);
+    s.phase(lowrank_down, {s.input(c.in[DUETP_LOWRANK_IN], down), s.region(hidden, true)});
     s.phase(lowrank_up, {s.region(hidden, false), s.writes(c.out[DUETP_LOWRANK_OUT])});
   });
 }
@@ -137,8 +145,8 @@ duet_status lowrank(void* self, duetp_queue* q, const duetp_stage* a) {
 duet_status wkv_prepare(void* self, duetp_queue* q, const duetp_stage* a) {
   return enqueue(self, q, a, [](Stage& s) {
     const Call& c = s.call();
-    const auto in = [&](uint32_t i) { return s.mine(s.reads(c.in[i])); };
-    const auto out = [&](uint32_t i) { return s.mine(s.writes(c.out[i])); };
+    const auto in = [&](uint32_t i) { return s.by_head(s.reads(c.in[i])); };
+    const auto out = [&](uint32_t i) { return s.by_head(s.writes(c.out[i])); };
     s.phase(prepare_heads, {in(0), in(1), in(2), in(3), in(4), in(5), out(0), out(1), out(2), out(3), out(4), out(5)});
   });
 }
@@ -147,18 +155,18 @@ duet_status wkv(void* self, duetp_queue* q, const duetp_stage* a) {
   return enqueue(self, q, a, [](Stage& s) {
     const Call& c = s.call();
     const uint64_t N = c.layer->shape.head_size;
-    const auto in = [&](uint32_t i) { return s.mine(s.reads(c.in[i])); };
+    const auto in = [&](uint32_t i) { return s.by_head(s.reads(c.in[i])); };
     s.needs().wkv = wkv_scratch_bytes(N);
     s.needs().state = N * wkv_stride(N) * sizeof(float);
-    s.phase(wkv_heads, {in(0), in(1), in(2), in(3), in(4), in(5), s.mine(s.writes(c.out[DUETP_WKV_OUT_Y])), s.mine(s.kept(1, true))});
+    s.phase(wkv_heads, {in(0), in(1), in(2), in(3), in(4), in(5), s.by_head(s.writes(c.out[DUETP_WKV_OUT_Y])), s.by_head(s.kept(1, true))});
   });
 }
 
 duet_status norm_gate(void* self, duetp_queue* q, const duetp_stage* a) {
   return enqueue(self, q, a, [](Stage& s) {
     const Call& c = s.call();
-    const auto in = [&](uint32_t i) { return s.mine(s.reads(c.in[i])); };
-    s.phase(norm_gate_heads, {in(0), in(1), in(2), in(3), in(4), s.mine(s.writes_m(c.out[DUETP_NORM_GATE_OUT]))});
+    const auto in = [&](uint32_t i) { return s.by_head(s.reads(c.in[i])); };
+    s.phase(norm_gate_heads, {in(0), in(1), in(2), in(3), in(4), s.by_head(s.writes_m(c.out[DUETP_NORM_GATE_OUT]))});
   });
 }
 
@@ -166,15 +174,12 @@ duet_status channel_mix(void* self, duetp_queue* q, const duetp_stage* a) {
   return enqueue(self, q, a, [](Stage& s) {
     const Call& c = s.call();
     const void* x = c.out[DUETP_CHANNEL_MIX_X];
-    s.needs().token = 2 * s.C() * sizeof(float);
-    s.needs().region[kMixed] = s.tokens() * s.C() * s.m();
-    s.needs().region[kKey] = s.passed_on(DUETP_T_FFN_VALUE);
-    s.product(DUETP_T_FFN_KEY, kRoundedMixed, s.tokens());
+    s.needs().token = 3 * s.C() * sizeof(float);
+    s.product(DUETP_T_FFN_KEY, kMixed, s.tokens());
     s.product(DUETP_T_FFN_VALUE, kKey, s.tokens());
     s.phase(channel_mix_tokens, {s.reads(x), s.region(kMixed, true), s.kept(2, c.recurrent)});
     if (!c.recurrent) s.phase(channel_mix_keep, {s.reads(x), s.kept(2, true)});
-    s.round(channel_mix_key_round, s.region(kMixed, false), kRoundedMixed, s.tokens());
-    s.phase(channel_mix_key, {s.region(kMixed, false), s.region(kRoundedMixed, false), s.region(kKey, true)});
+    s.phase(channel_mix_key, {s.region(kMixed, false), s.region(kKey, true)});
     const bool skips = skips_zeros(c);
     if (skips) {
       s.needs().region[kSums] = kValueParts * s.tokens() * sums_apart(*c.layer) * sizeof(float);
@@ -190,13 +195,11 @@ duet_status head(void* self, duetp_queue* q, const duetp_stage* a) {
     const Call& c = s.call();
     const uint64_t rows = c.max_rows;
     const void *hidden = c.out[DUETP_HEAD_OUT_HIDDEN], *logits = c.out[DUETP_HEAD_OUT_LOGITS];
-    s.needs().token = 2 * s.C() * sizeof(float);
-    s.needs().region[kMixed] = rows * s.C() * s.m();
+    s.needs().token = s.C() * sizeof(float);
+    if (logits) s.product(DUETP_T_HEAD, kMixed, rows);
     s.phase(head_rows, {s.reads(c.in[DUETP_HEAD_IN_X]), {hidden, rows * s.C() * 4, true}, s.region(kMixed, true)});
     if (!logits) return;
-    s.product(DUETP_T_HEAD, kRoundedMixed, rows);
-    s.round(head_round, s.region(kMixed, false), kRoundedMixed, rows);
-    s.phase(head_product, {s.region(kMixed, false), s.region(kRoundedMixed, false), {logits, rows * c.layer->shape.n_vocab * 4, true}});
+    s.phase(head_product, {s.region(kMixed, false), {logits, rows * c.layer->shape.n_vocab * 4, true}});
   });
 }
 
