@@ -16,44 +16,60 @@ HWY_BEFORE_NAMESPACE();
 namespace duet_cpu {
 namespace HWY_NAMESPACE {
 
-// One group of inputs, as duetp_round_input does it
-void RoundGroup(const float* x, int8_t* q, float& scale, int32_t& sum) {
+// Bits of the largest magnitude of a group: they sort as the magnitudes do, NaN last
+HWY_INLINE int32_t Largest(const float* x) {
   const Floats d;
   const hn::RebindToSigned<Floats> di;
-  const hn::Rebind<int8_t, Floats> d8;
-  const size_t lanes = hn::Lanes(d);
-  auto largest = hn::Zero(di);  // bits of magnitudes sort as the magnitudes do, NaN last
-  for (size_t i = 0; i < kGroup; i += lanes) largest = hn::Max(largest, hn::BitCast(di, hn::Abs(load(d, x + i))));
-  const int32_t bits = hn::GetLane(hn::MaxOfLanes(di, largest));
-  float max;
-  std::memcpy(&max, &bits, sizeof max);
-  scale = max / 127.0f;
-  const bool usable = max >= 1e-30f && bits < 0x7f800000;
-  const auto factor = hn::Set(d, usable ? 127.0f / max : 0.0f);
-  auto total = hn::Zero(di);
-  for (size_t i = 0; i < kGroup; i += lanes) {
-    auto rounded = hn::Zero(di);
-    if (usable) rounded = hn::NearestInt(hn::Mul(load(d, x + i), factor));
-    total = hn::Add(total, rounded);
-    hn::StoreU(hn::DemoteTo(d8, rounded), d8, q + i);
-  }
-  sum = hn::GetLane(hn::SumOfLanes(di, total));
+  auto largest = hn::Zero(di);
+  for (size_t i = 0; i < kGroup; i += hn::Lanes(d)) largest = hn::Max(largest, hn::BitCast(di, hn::Abs(load(d, x + i))));
+  return hn::GetLane(hn::MaxOfLanes(di, largest));
 }
 
-void RoundGroups(const float* x, size_t ld, size_t n, size_t rows, const RoundedRows& out, size_t group) {
-  for (size_t row = 0; row < rows; ++row, x += ld) {
-    const size_t at = row * out.groups + group;
-    float padded[kGroup];
-    const float* from = x;
-    if (n < kGroup) {
-      std::memcpy(padded, x, n * sizeof(float));
-      std::fill(padded + n, padded + kGroup, 0.0f);
-      from = padded;
+// q = x times factor, rounded; returns the sum of q
+HWY_INLINE int32_t Round(const float* HWY_RESTRICT x, float factor, int8_t* HWY_RESTRICT q) {
+  const Floats d;
+  const hn::RebindToSigned<Floats> di;
+  const hn::RebindToUnsigned<Floats> du;
+  const hn::Rebind<uint8_t, Floats> d8;
+  const auto shift = hn::Set(d, 12582912.0f);  // 1.5 2^23: the sum has no bits after the point
+  auto total = hn::Zero(di);
+  for (size_t i = 0; i < kGroup; i += hn::Lanes(d)) {
+    const auto rounded = hn::BitCast(di, hn::Add(hn::Mul(load(d, x + i), hn::Set(d, factor)), shift));
+    total = hn::Add(total, hn::Sub(rounded, hn::BitCast(di, shift)));
+    hn::StoreU(hn::TruncateTo(d8, hn::BitCast(du, rounded)), d8, reinterpret_cast<uint8_t*>(q + i));
+  }
+  return hn::GetLane(hn::SumOfLanes(di, total));
+}
+
+// As duetp_round_input does it: groups whose inputs are ld apart become the groups at, at + apart ... of `out`. Some at a time,
+// because the steps of one wait for each other.
+void RoundGroups(const float* x, size_t ld, size_t n, size_t count, const RoundedRows& out, size_t at, size_t apart) {
+  constexpr size_t kSome = 16;
+  float padded[kSome][kGroup], factor[kSome];
+  for (size_t some; count > 0; count -= some, x += some * ld, at += some * apart) {
+    some = std::min(kSome, count);
+    const auto inputs = [&](size_t i) { return n < kGroup ? padded[i] : x + i * ld; };
+    for (size_t i = 0; n < kGroup && i < some; ++i) {
+      std::memcpy(padded[i], x + i * ld, n * sizeof(float));
+      std::fill(padded[i] + n, padded[i] + kGroup, 0.0f);
     }
-    int32_t sum;
-    RoundGroup(from, out.q + at * kGroup, out.scale[at], sum);
-    out.bias[at] = -128 * sum;
-    out.offset[at] = out.scale[at] * static_cast<float>(sum);
+    for (size_t i = 0; i < some; ++i) {
+      const int32_t bits = Largest(inputs(i));
+      float max;
+      std::memcpy(&max, &bits, sizeof max);
+      out.scale[at + i * apart] = max / 127.0f;
+      factor[i] = max >= 1e-30f && bits < 0x7f800000 ? 127.0f / max : 0.0f;
+    }
+    for (size_t i = 0; i < some; ++i) {
+      const size_t to = at + i * apart;
+      int32_t sum = 0;
+      if (factor[i] > 0)
+        sum = Round(inputs(i), factor[i], out.q + to * kGroup);
+      else
+        std::memset(out.q + to * kGroup, 0, kGroup);
+      out.bias[to] = -128 * sum;
+      out.offset[to] = out.scale[to] * static_cast<float>(sum);
+    }
   }
 }
 
@@ -136,9 +152,10 @@ RoundedRows rounded_from(const RoundedRows& x, size_t row) {
   return {x.groups, x.q + n * kGroup, x.scale + n, x.bias + n, x.offset + n};
 }
 void round_groups(const float* x, size_t ld, size_t n, size_t rows, const RoundedRows& out, size_t group) {
-  HWY_DYNAMIC_DISPATCH(RoundGroups)(x, ld, n, rows, out, group);
+  HWY_DYNAMIC_DISPATCH(RoundGroups)(x, ld, n, rows, out, group, out.groups);
 }
 void round_rows(const float* x, size_t in, size_t rows, const RoundedRows& out) {
+  if (in % kGroup == 0) return HWY_DYNAMIC_DISPATCH(RoundGroups)(x, kGroup, kGroup, rows * out.groups, out, 0, 1);
   for (size_t g = 0; g < out.groups; ++g) round_groups(x + g * kGroup, in, std::min(kGroup, in - g * kGroup), rows, out, g);
 }
 
