@@ -82,12 +82,32 @@ HWY_INLINE void store(D, hn::VFromD<D> v, Bf16* p) {
   hn::StoreU(hn::DemoteTo(d16, hn::BitCast(di32, half)), d16, reinterpret_cast<uint16_t*>(p));
 }
 
+// c[n] x^n + ... + c[0]
+template <class D, size_t n>
+HWY_INLINE hn::VFromD<D> polynomial(D d, hn::VFromD<D> x, const float (&c)[n]) {
+  auto y = hn::Set(d, c[n - 1]);
+  for (size_t i = n - 1; i > 0; --i) y = hn::MulAdd(y, x, hn::Set(d, c[i - 1]));
+  return y;
+}
+
+// exp for |x| <= 87, to 1e-7 of its value; NaN passes through. hn::Exp minds all other x too.
+template <class D>
+HWY_INLINE hn::VFromD<D> exp_within_87(D d, hn::VFromD<D> x) {
+  static constexpr float kPolynomial[] = {1.0f, 1.00000003772f, 0.500000004712f, 0.166664155147f, 0.0416663528968f, 0.00837512639815f, 0.0013941108434f};  // of +-ln(2) / 2
+  const hn::RebindToSigned<D> di;
+  const auto shift = hn::Set(d, 12582912.0f);  // 1.5 2^23: the sum has no bits after the point
+  const auto shifted = hn::MulAdd(x, hn::Set(d, 1.44269504f), shift), n = hn::Sub(shifted, shift);
+  const auto rest = hn::NegMulAdd(n, hn::Set(d, -2.12194440e-4f), hn::NegMulAdd(n, hn::Set(d, 0.693359375f), x));  // x - n ln(2), in two steps
+  const auto power = hn::BitCast(d, hn::Add(hn::ShiftLeft<23>(hn::BitCast(di, shifted)), hn::Set(di, 127 << 23)));  // 2^n
+  return hn::Mul(polynomial(d, rest, kPolynomial), power);
+}
+
 // Beyond +-87 exp leaves the range of f32, and sigmoid is 0 or 1 to within 1e-37. NaN passes through.
 template <class D>
 HWY_INLINE hn::VFromD<D> sigmoid(D d, hn::VFromD<D> x) {
   const auto one = hn::Set(d, 1.0f);
   const auto bounded = hn::Max(hn::Set(d, -87.0f), hn::Min(hn::Set(d, 87.0f), x));
-  return hn::Div(one, hn::Add(one, hn::Exp(d, hn::Neg(bounded))));
+  return hn::Div(one, hn::Add(one, exp_within_87(d, hn::Neg(bounded))));
 }
 
 }  // namespace HWY_NAMESPACE

@@ -29,10 +29,13 @@ HWY_BEFORE_NAMESPACE();
 namespace duet_cpu {
 namespace HWY_NAMESPACE {
 
+// exp(-exp(-0.5) s) for s from 0 to 1, to 1e-9
+constexpr float kDecay[] = {0.999999999438f, -0.606530604545f, 0.183938834294f, -0.0371829989603f, 0.00562343248712f, -0.000660656857823f, 5.12065582932e-5f};
+
 void Coefficient(const Wkv& p, size_t at, Coefficients& c) {
   const float *r = p.r + at, *w_raw = p.w_raw + at, *k = p.k + at, *kk = p.kk + at, *a = p.a + at;
   each(p.N, [&](auto d, size_t j) HWY_ATTR {
-    const auto w = hn::Exp(d, hn::Mul(hn::Set(d, -0.60653065971263342f), sigmoid(d, load(d, w_raw + j))));
+    const auto w = polynomial(d, sigmoid(d, load(d, w_raw + j)), kDecay);
     const auto kkj = load(d, kk + j);
     store(d, w, c.w + j);
     store(d, hn::Mul(kkj, load(d, a + j)), c.b + j);
