@@ -9,18 +9,21 @@ uint64_t aligned(uint64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 duet_dtype matrix_input(duet_dtype weights) { return weights == DUET_BF16 ? DUET_BF16 : DUET_F32; }
 
-// Lays refs out one after another, each at a multiple of 64 bytes.
+// Lays refs out one after another, each at a multiple of 64 bytes. Their sizes tend to be multiples of 4 KiB, at which caches
+// would put the same element of all of them into one set and take loads of one for stores to another: so they are moved apart.
 class Arena {
  public:
   Arena(duetp_buffer* buffer, uint64_t elements) : buffer_(buffer), elements_(elements) {}
   duetp_ref next(duet_dtype dtype) {
     const duetp_ref r{buffer_, at_, dtype, 0};
-    at_ += aligned(elements_ * (dtype == DUET_F32 ? 4 : 2));
+    at_ += aligned(elements_ * (dtype == DUET_F32 ? 4 : 2)) + kApart;
     return r;
   }
   uint64_t bytes() const { return at_; }
 
  private:
+  static constexpr uint64_t kApart = 256;
+
   duetp_buffer* buffer_;
   uint64_t elements_, at_ = 0;
 };
