@@ -42,6 +42,16 @@ void fetch_ahead(const Matrix& w, size_t slice, size_t from, size_t to) {
   for (size_t at = from * row; at < to * row; at += 64) __builtin_prefetch(base + at, 0, 2);
 }
 
+// The slice of outputs that is `ahead` of the first one of this phase, in this phase or in those that follow.
+Slice slice_ahead(const Worker& w, size_t ahead) {
+  for (const Matrix* const* m = w.weights; *m; ++m) {
+    const size_t slices = ((*m)->out + kTileColumns - 1) / kTileColumns;
+    if (ahead < slices) return {*m, ahead * kTileColumns};
+    ahead -= slices;
+  }
+  return {};
+}
+
 // A task is a slice of outputs for a group of row blocks. Slices are few in small models and parallel mode, so there rows are
 // divided too, as long as packing the slice again costs little beside the product.
 void multiply(const Product& p, Worker& w) {
@@ -66,7 +76,7 @@ void multiply(const Product& p, Worker& w) {
         w.gemm->run(*p.gemm, block_rows(p, row, rows, w), w.panel, w.tile, w.product);
       else if (p.w.quantised())
         multiply_tile(p.w, first, count, rounded_from(rounded, row), rows, direct ? static_cast<float*>(p.out) + row * p.w.out + first : w.tile,
-                      direct ? p.w.out : kTileColumns, first + w.n * columns);
+                      direct ? p.w.out : kTileColumns, slice_ahead(w, slice + w.n));
       else
         multiply_tile(p.w, first, count, static_cast<const char*>(p.in) + row * p.w.in * m_bytes(p.in_bf16), rows, w.tile);
       if (p.passed.groups > 0) {

@@ -139,6 +139,7 @@ void duetp_queue::work(const Program& p, uint32_t i, uint32_t n) {
   Worker& w = workers_[i];
   w.n = n;
   std::atomic<uint32_t>* next = next_.get();
+  w.weights = weights_.data();
   for (size_t k = 0; k < p.levels_.size(); ++k) {
     if (k > 0) device.host.barrier(device.host.self);
     const std::vector<Program::Phase>& phases = p.levels_[k].phases;
@@ -146,7 +147,7 @@ void duetp_queue::work(const Program& p, uint32_t i, uint32_t n) {
     next += phases.size();
     if (failure_.load(std::memory_order_relaxed) != DUET_OK) continue;  // but meet the others at the barriers
     try {
-      for (auto phase = phases.begin(), end = phase; phase != phases.end(); w.next += end - phase, phase = end) {
+      for (auto phase = phases.begin(), end = phase; phase != phases.end(); w.next += end - phase, w.weights += phase->weights != nullptr, phase = end) {
         end = phase + 1;
         while (end != phases.end() && p.dealt_alike(*phase, *end)) ++end;
         if (phase->run)
@@ -168,6 +169,11 @@ duet_status duetp_queue::run(Program& p) {
       n_next_ = p.n_phases_;
       next_ = std::make_unique<std::atomic<uint32_t>[]>(n_next_);
     }
+    weights_.clear();
+    for (const Program::Level& l : p.levels_)
+      for (const Program::Phase& phase : l.phases)
+        if (phase.weights) weights_.push_back(phase.weights);
+    weights_.push_back(nullptr);
     for (size_t k = 0; k < p.n_phases_; ++k) next_[k].store(0, std::memory_order_relaxed);
     struct Run {
       duetp_queue* q;

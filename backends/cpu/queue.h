@@ -41,6 +41,7 @@ enum Region {
 struct Worker {
   uint32_t i, n;
   std::atomic<uint32_t>* next;  // of this phase: tasks that are not bound to a thread
+  const Matrix* const* weights;  // of this phase and of those that follow, as far as they are products; NULL ends them
   GemmThread* gemm;
   void* region[kRegions];
   float* tile;    // [kMaxTileRows, kTileColumns]
@@ -86,9 +87,9 @@ struct Access {
 class Program {
  public:
   const Call& call(const Call& c);  // the calls that follow belong to it
-  void phase(PhaseFn fn, std::initializer_list<Access> touched) { add({fn, nullptr, nullptr, 0}, touched); }
-  void phase(TokenFn fn, std::initializer_list<Access> touched) { add({nullptr, fn, nullptr, 0}, touched); }
-  void phase(HeadFn fn, std::initializer_list<Access> touched) { add({nullptr, nullptr, fn, 0}, touched); }
+  void phase(PhaseFn fn, std::initializer_list<Access> touched, const Matrix* weights = nullptr) { add({fn, nullptr, nullptr, weights, 0}, touched); }
+  void phase(TokenFn fn, std::initializer_list<Access> touched) { add({nullptr, fn, nullptr, nullptr, 0}, touched); }
+  void phase(HeadFn fn, std::initializer_list<Access> touched) { add({nullptr, nullptr, fn, nullptr, 0}, touched); }
   void fence() { fence_ = levels_.size(); }  // what follows waits for all that came before
   void clear();
   bool empty() const { return levels_.empty(); }
@@ -100,7 +101,8 @@ class Program {
   struct Phase {
     PhaseFn run;
     TokenFn tokens;
-    HeadFn head;  // one of the three
+    HeadFn head;            // one of the three
+    const Matrix* weights;  // of a product
     uint32_t call;
   };
   using Phases = std::vector<Phase>::const_iterator;
@@ -146,6 +148,7 @@ struct duetp_queue {
   duet_cpu::Program pending_;
   std::vector<duet_cpu::GemmThread> threads_;
   std::vector<duet_cpu::Worker> workers_;
+  std::vector<const duet_cpu::Matrix*> weights_;  // of the program that runs, in its order
   std::unique_ptr<std::atomic<uint32_t>[]> next_;
   size_t n_next_ = 0;
   void* scratch_ = nullptr;

@@ -81,6 +81,11 @@ class Stage {
     program_.needs.include(needs_);
     program_.phase(fn, touched);
   }
+  // the product with matrix `id`
+  void product_phase(PhaseFn fn, uint32_t id, std::initializer_list<Access> touched) {
+    program_.needs.include(needs_);
+    program_.phase(fn, touched, &call_.layer->matrix[id]);
+  }
 
  private:
   duetp_queue& queue_;
@@ -125,7 +130,7 @@ duet_status linear(void* self, duetp_queue* q, const duetp_stage* a) {
       s.round(linear_round_head, in, rounded, &Stage::by_head);
     else
       s.round(linear_round, in, rounded, &Stage::by_token);
-    s.phase(linear_product, {s.input(in, rounded), s.writes(c.out[DUETP_LINEAR_OUT])});
+    s.product_phase(linear_product, kMatrix[c.which], {s.input(in, rounded), s.writes(c.out[DUETP_LINEAR_OUT])});
   });
 }
 
@@ -137,8 +142,8 @@ duet_status lowrank(void* self, duetp_queue* q, const duetp_stage* a) {
     s.product(DUETP_T_W1 + c.which);
     s.product(DUETP_T_W2 + c.which, hidden, s.tokens());
     s.round(lowrank_down_round, c.in[DUETP_LOWRANK_IN], down, &Stage::by_token);
-    s.phase(lowrank_down, {s.input(c.in[DUETP_LOWRANK_IN], down), s.region(hidden, true)});
-    s.phase(lowrank_up, {s.region(hidden, false), s.writes(c.out[DUETP_LOWRANK_OUT])});
+    s.product_phase(lowrank_down, DUETP_T_W1 + c.which, {s.input(c.in[DUETP_LOWRANK_IN], down), s.region(hidden, true)});
+    s.product_phase(lowrank_up, DUETP_T_W2 + c.which, {s.region(hidden, false), s.writes(c.out[DUETP_LOWRANK_OUT])});
   });
 }
 
@@ -179,13 +184,13 @@ duet_status channel_mix(void* self, duetp_queue* q, const duetp_stage* a) {
     s.product(DUETP_T_FFN_VALUE, kKey, s.tokens());
     s.phase(channel_mix_tokens, {s.reads(x), s.region(kMixed, true), s.kept(2, c.recurrent)});
     if (!c.recurrent) s.phase(channel_mix_keep, {s.reads(x), s.kept(2, true)});
-    s.phase(channel_mix_key, {s.region(kMixed, false), s.region(kKey, true)});
+    s.product_phase(channel_mix_key, DUETP_T_FFN_KEY, {s.region(kMixed, false), s.region(kKey, true)});
     const bool skips = skips_zeros(c);
     if (skips) {
       s.needs().region[kSums] = kValueParts * s.tokens() * sums_apart(*c.layer) * sizeof(float);
       s.needs().rows = std::max<uint64_t>(s.needs().rows, skip_scratch_bytes(c.layer->shape.n_ffn, s.C()));
     }
-    s.phase(channel_mix_value, {s.region(kKey, false), s.region(kSums, true), s.writes(x)});
+    s.product_phase(channel_mix_value, DUETP_T_FFN_VALUE, {s.region(kKey, false), s.region(kSums, true), s.writes(x)});
     if (skips) s.phase(channel_mix_sum, {s.region(kSums, false), s.writes(x)});
   });
 }
@@ -199,7 +204,7 @@ duet_status head(void* self, duetp_queue* q, const duetp_stage* a) {
     if (logits) s.product(DUETP_T_HEAD, kMixed, rows);
     s.phase(head_rows, {s.reads(c.in[DUETP_HEAD_IN_X]), {hidden, rows * s.C() * 4, true}, s.region(kMixed, true)});
     if (!logits) return;
-    s.phase(head_product, {s.region(kMixed, false), {logits, rows * c.layer->shape.n_vocab * 4, true}});
+    s.product_phase(head_product, DUETP_T_HEAD, {s.region(kMixed, false), {logits, rows * c.layer->shape.n_vocab * 4, true}});
   });
 }
 

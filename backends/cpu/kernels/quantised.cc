@@ -159,7 +159,7 @@ void round_rows(const float* x, size_t in, size_t rows, const RoundedRows& out) 
   for (size_t g = 0; g < out.groups; ++g) round_groups(x + g * kGroup, in, std::min(kGroup, in - g * kGroup), rows, out, g);
 }
 
-void multiply_tile(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, size_t next) {
+void multiply_tile(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, Slice next) {
   if (const auto own = integer_product()) return own(w, first, count, x, rows, y, ld, next);
   HWY_DYNAMIC_DISPATCH(MultiplyTile)(w, first, count, x, rows, y, ld);
 }

@@ -24,14 +24,22 @@ struct Tiles {  // neighbouring tiles of a matrix
   const uint8_t* w;
   const uint16_t *scale, *minimum;
   size_t w_step, scale_step;  // from tile to tile
-  size_t ahead;               // bytes to the tiles that are wanted next
+  const uint8_t* next;        // those that are wanted next
+  size_t next_step, next_groups;
 };
 
 template <bool I4>
-Tiles tiles_at(const Matrix& m, size_t first, size_t groups, size_t next) {
-  const size_t t = first / kTile, w_step = groups * kGroup * kTile / (I4 ? 2 : 1), scale_step = groups * kTile;
-  return {static_cast<const uint8_t*>(m.data) + t * w_step, static_cast<const uint16_t*>(m.scale) + t * scale_step,
-          I4 ? static_cast<const uint16_t*>(m.minimum) + t * scale_step : nullptr, w_step, scale_step, (next - first) / kTile * w_step};
+Tiles tiles_at(const Matrix& m, size_t first, const Slice& next) {
+  constexpr size_t group = kGroup * kTile / (I4 ? 2 : 1);
+  const auto groups_of = [](const Matrix& w) { return (w.in + kGroup - 1) / kGroup; };
+  const size_t t = first / kTile, groups = groups_of(m), w_step = groups * group, scale_step = groups * kTile;
+  Tiles tiles{static_cast<const uint8_t*>(m.data) + t * w_step, static_cast<const uint16_t*>(m.scale) + t * scale_step,
+              I4 ? static_cast<const uint16_t*>(m.minimum) + t * scale_step : nullptr, w_step, scale_step, nullptr, 0, 0};
+  if (!next.w || next.w->dtype != m.dtype) return tiles;
+  tiles.next_groups = groups_of(*next.w);
+  tiles.next_step = tiles.next_groups * group;
+  tiles.next = static_cast<const uint8_t*>(next.w->data) + next.first / kTile * tiles.next_step;
+  return tiles;
 }
 
 inline int32_t four(const int8_t* q) {  // inputs, for all lanes alike
@@ -56,13 +64,14 @@ VNNI void product(const Tiles& m, const RoundedRows& x, float* out, size_t ld) {
     // q8 is shifted to 0 .. 255 for the product, which the bias takes back
     UNROLL for (size_t r = 0; r < R; ++r) UNROLL for (size_t t = 0; t < T; ++t)
         dot[r][t] = I4 ? _mm512_setzero_si512() : _mm512_set1_epi32(x.bias[r * x.groups + g]);
-    const uint8_t* w = m.w + g * kGroup * kTile / (I4 ? 2 : 1);
+    const uint8_t *w = m.w + g * kGroup * kTile / (I4 ? 2 : 1), *next = g < m.next_groups ? m.next + (w - m.w) : w;
+    const size_t next_step = g < m.next_groups ? m.next_step : m.w_step;
     const int8_t* q = x.q + g * kGroup;
-    for (size_t i = 0; i < kGroup; i += I4 ? 8 : 4, w += 64) {
+    for (size_t i = 0; i < kGroup; i += I4 ? 8 : 4, w += 64, next += 64) {
       __m512i a[T], b[T];
       UNROLL for (size_t t = 0; t < T; ++t) {
         const __m512i v = _mm512_loadu_si512(w + t * m.w_step);
-        if (R == 1) _mm_prefetch(reinterpret_cast<const char*>(w + t * m.w_step + m.ahead), _MM_HINT_T1);
+        if (R == 1) _mm_prefetch(reinterpret_cast<const char*>(next + t * next_step), _MM_HINT_T1);
         if (I4) {
           const __m512i low = _mm512_set1_epi8(15);
           a[t] = _mm512_and_si512(v, low);
@@ -107,11 +116,11 @@ VNNI_FN void rows_of(const Tiles& m, const RoundedRows& all, size_t rows, float*
 // Few rows wait for memory, which likes many streams: four tiles side by side. More rows are bound by the products: two tiles
 // leave registers for six rows.
 template <bool I4>
-void multiply_vnni(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, size_t next) {
+void multiply_vnni(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, Slice next) {
   const size_t n_tiles = (count + kTile - 1) / kTile;
   size_t t = 0;
   const auto take = [&](auto* fn, size_t n) {
-    for (; t + n <= n_tiles; t += n) fn(tiles_at<I4>(m, first + t * kTile, x.groups, next + t * kTile), x, rows, y + t * kTile, ld);
+    for (; t + n <= n_tiles; t += n) fn(tiles_at<I4>(m, first + t * kTile, {next.w, next.first + t * kTile}), x, rows, y + t * kTile, ld);
   };
   if (rows <= 3) take(rows_of<I4, 4, 3>, 4);
   take(rows_of<I4, 2, 6>, 2);
@@ -163,9 +172,9 @@ AVX2_FN void half_product(const Tiles& m, size_t half, const RoundedRows& x, flo
 }
 
 template <bool I4>
-void multiply_avx2(const Matrix& m, size_t first, size_t count, const RoundedRows& all, size_t rows, float* y, size_t ld, size_t next) {
+void multiply_avx2(const Matrix& m, size_t first, size_t count, const RoundedRows& all, size_t rows, float* y, size_t ld) {
   for (size_t o = 0; o < count; o += kTile) {
-    const Tiles w = tiles_at<I4>(m, first + o, all.groups, next + o);
+    const Tiles w = tiles_at<I4>(m, first + o, {});
     for (size_t half = 0; half < 2; ++half) {
       size_t row = 0;
       for (; row + 4 <= rows; row += 4) half_product<I4, 4>(w, half, rounded_from(all, row), y + row * ld + o, ld);
@@ -176,11 +185,11 @@ void multiply_avx2(const Matrix& m, size_t first, size_t count, const RoundedRow
 
 bool vnni_forbidden = false, avx2_forbidden = false;
 
-void vnni(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, size_t next) {
+void vnni(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, Slice next) {
   m.dtype == DUET_I4 ? multiply_vnni<true>(m, first, count, x, rows, y, ld, next) : multiply_vnni<false>(m, first, count, x, rows, y, ld, next);
 }
-void avx2(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, size_t next) {
-  m.dtype == DUET_I4 ? multiply_avx2<true>(m, first, count, x, rows, y, ld, next) : multiply_avx2<false>(m, first, count, x, rows, y, ld, next);
+void avx2(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, Slice) {
+  m.dtype == DUET_I4 ? multiply_avx2<true>(m, first, count, x, rows, y, ld) : multiply_avx2<false>(m, first, count, x, rows, y, ld);
 }
 
 }  // namespace
