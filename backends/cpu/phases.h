@@ -19,6 +19,7 @@ void head_rows(const Call& c, Worker& w);         // divided evenly
 void linear_product(const Call& c, Worker& w);
 void lowrank_down(const Call& c, Worker& w);
 void lowrank_up(const Call& c, Worker& w);
+void lowrank_up_head(const Call& c, Worker& w, uint32_t q, size_t head, size_t t0, size_t t1);  // the same for quantised weights, where up_by_head
 void channel_mix_key(const Call& c, Worker& w);
 void channel_mix_value(const Call& c, Worker& w);
 void channel_mix_sum(const Call& c, Worker& w);  // of the parts that channel_mix_value leaves where it skips; evenly divided
@@ -33,6 +34,10 @@ inline size_t sums_apart(const duetp_layer& l) { return (l.shape.n_embd + 15) / 
 // Inputs of products with quantised weights are rounded first. What stays within a stage is rounded where it arises, and not
 // stored otherwise. For the rest there are phases, dealt as those that make these inputs.
 inline bool heads_are_groups(const duetp_shape& s) { return s.head_size % kGroup == 0; }
+// Then the second low-rank product can be dealt as what follows it, but for many short sequences, each of which takes the weights anew.
+inline bool up_by_head(const Call& c) {
+  return duetp_is_quantised(c.layer->weights) && heads_are_groups(c.layer->shape) && (c.max_seqs == 1 || c.max_tokens / 16 >= c.max_seqs);
+}
 void linear_round(const Call& c, Worker& w, uint32_t from, uint32_t to);
 void linear_round_head(const Call& c, Worker& w, uint32_t q, size_t head, size_t t0, size_t t1);  // of the output, where heads are groups
 void lowrank_down_round(const Call& c, Worker& w, uint32_t from, uint32_t to);

@@ -144,6 +144,12 @@ void lowrank_down(const Call& c, Worker& w) {
 void lowrank_up(const Call& c, Worker& w) {
   multiply(token_product(c, DUETP_T_W2 + c.which, w.region[by_which(kHiddenW, c.which)], c.out[DUETP_LOWRANK_OUT], false, Finish::kStore), w);
 }
+void lowrank_up_head(const Call& c, Worker& w, uint32_t, size_t head, size_t t0, size_t t1) {
+  const Matrix& up = c.layer->matrix[DUETP_T_W2 + c.which];
+  const RoundedRows x = rounded_from(rounded_rows(up.in, c.max_tokens, w.region[by_which(kHiddenW, c.which)]), t0);
+  const size_t N = c.layer->shape.head_size;
+  multiply_tile(up, head * N, N, x, t1 - t0, static_cast<float*>(c.out[DUETP_LOWRANK_OUT]) + t0 * up.out + head * N, up.out, {&up, (head + 1) * N});
+}
 void channel_mix_key(const Call& c, Worker& w) {
   multiply_into(c, w, token_product(c, DUETP_T_FFN_KEY, w.region[kMixed], nullptr, c.layer->bf16, Finish::kRelu2), kKey, DUETP_T_FFN_VALUE);
 }

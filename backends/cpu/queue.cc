@@ -63,7 +63,7 @@ void Program::run_tokens(Phases from, Phases to, Worker& w) const {
 
 // This thread's pairs of sequence and head: laid out head after head, they are dealt by the tokens before them.
 void Program::run_heads(Phases from, Phases to, Worker& w) const {
-  constexpr uint64_t kTurn = 32;  // tokens
+  constexpr uint64_t kTurn = 48;  // tokens; a multiple of what wkv and the integer products take at a time
   const Call& c = calls_[from->call];
   const uint64_t T = c.n_tokens(), H = c.layer->shape.n_head;
   const uint64_t first = (T * H * w.i + w.n - 1) / w.n, last = (T * H * (w.i + 1) + w.n - 1) / w.n;

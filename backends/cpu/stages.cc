@@ -143,7 +143,10 @@ duet_status lowrank(void* self, duetp_queue* q, const duetp_stage* a) {
     s.product(DUETP_T_W2 + c.which, hidden, s.tokens());
     s.round(lowrank_down_round, c.in[DUETP_LOWRANK_IN], down, &Stage::by_token);
     s.product_phase(lowrank_down, DUETP_T_W1 + c.which, {s.input(c.in[DUETP_LOWRANK_IN], down), s.region(hidden, true)});
-    s.product_phase(lowrank_up, DUETP_T_W2 + c.which, {s.region(hidden, false), s.writes(c.out[DUETP_LOWRANK_OUT])});
+    if (up_by_head(c))
+      s.phase(lowrank_up_head, {s.region(hidden, false), s.by_head(s.writes(c.out[DUETP_LOWRANK_OUT]))});
+    else
+      s.product_phase(lowrank_up, DUETP_T_W2 + c.which, {s.region(hidden, false), s.writes(c.out[DUETP_LOWRANK_OUT])});
   });
 }
 
