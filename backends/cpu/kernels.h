@@ -58,8 +58,9 @@ struct Matrix {
   const void *scale = nullptr, *minimum = nullptr;  // bf16; q8 has the first, q4 both
   bool quantised() const { return scale != nullptr; }
 };
-// tile[row][0..count) = outputs first .. first+count of `rows` inputs; count <= kTileColumns, rows <= kTileRows
-void multiply_tile(const Matrix& w, size_t first, size_t count, const void* x, size_t rows, float* tile);
+// tile[row][0..count) = outputs first .. first+count of `rows` inputs; count <= kTileColumns, rows <= kTileRows. `next`: outputs that
+// this thread will probably be asked for next, to be fetched meanwhile.
+void multiply_tile(const Matrix& w, size_t first, size_t count, const void* x, size_t rows, float* tile, size_t next);
 
 enum class Finish { kStore, kAdd, kRelu2, kTanh, kSigmoid };
 // out[row * ld + i] = finish(tile[row][i]); kAdd adds to the f32 already there
@@ -126,9 +127,29 @@ void forbid_bf16_dot();
 // "avx3", "avx2", "sse4" or "baseline": nothing newer is used from now on, in the whole process. False for another name.
 bool limit_instruction_set(std::string_view name);
 // as multiply_tile, for bf16 weights [out,in]
-void multiply_tile_bf16_dot(const Matrix& w, size_t first, size_t count, const void* x, size_t rows, float* tile);
-// as add_rows, for bf16 weights; the rows of two neighbouring stretches are added together
+void multiply_tile_bf16_dot(const Matrix& w, size_t first, size_t count, const void* x, size_t rows, float* tile, size_t next);
+
+// ---- bf16_columns.cc: as multiply_tile, for bf16 weights [in,out] ----
+void multiply_columns_bf16_dot(const Matrix& w, size_t first, size_t count, const void* x, size_t rows, float* tile);
+
+// ---- bf16_skipping.cc: the same instruction, and two rows of W at a time, those of two neighbouring stretches ----
+// as add_rows, for bf16 weights
 void add_rows_bf16_dot(const Skipping& s, const void* x, size_t rows, float* sum, size_t ld);
+// The same sums for many rows of x, by blocks of steps: the rows of W that a block wants stay in cache for all of x, while those of
+// the block after it are fetched from memory. The first block of a part sets the sums.
+constexpr size_t kBlockPairs = 128, kBlockSteps = 2 * kBlockPairs / kSkipStreams;
+struct WantedRows {
+  size_t n, n_rows;
+  const uint16_t* rows[kBlockPairs][2];  // in the order of the sums; zeros in the place of a row that is not wanted
+  uint32_t inputs[kBlockPairs];          // where a pair of inputs lies
+  const uint16_t* by_address[2 * kBlockPairs];
+};
+// s.end - s.begin <= kBlockSteps; s.scratch holds w.out zeros
+void want_rows_bf16_dot(const Skipping& s, const void* x, size_t rows, WantedRows& out);
+// from memory, before the first block
+void fetch_wanted(const WantedRows& wanted, size_t count);
+// `next`: NULL = there is no block after this one
+void add_wanted_bf16_dot(const Skipping& s, const WantedRows& now, const WantedRows* next, const void* x, size_t rows, float* sum, size_t ld);
 
 const char* instruction_set();  // the one that the kernels run with, for people
 

@@ -78,7 +78,7 @@ void multiply(const Product& p, Worker& w) {
         multiply_tile(p.w, first, count, rounded_from(rounded, row), rows, direct ? static_cast<float*>(p.out) + row * p.w.out + first : w.tile,
                       direct ? p.w.out : kTileColumns, slice_ahead(w, slice + w.n));
       else
-        multiply_tile(p.w, first, count, static_cast<const char*>(p.in) + row * p.w.in * m_bytes(p.in_bf16), rows, w.tile);
+        multiply_tile(p.w, first, count, static_cast<const char*>(p.in) + row * p.w.in * m_bytes(p.in_bf16), rows, w.tile, first + w.n * columns);
       if (p.passed.groups > 0) {
         finish_tile(w.tile, rows, count, p.finish, false, w.tile, columns);
         round_groups(w.tile, columns, count, rows, rounded_from(p.passed, row), slice);
@@ -126,6 +126,34 @@ void sum_parts(const Call& c, Worker& w) {
   }
 }
 
+// The same for many tokens in bf16. A thread takes its next part early, to fetch from memory what that wants.
+void sum_parts_of_many(const Call& c, Worker& w) {
+  constexpr size_t kCached = 512 << 10;  // bytes of weights that stay in cache for all tokens
+  const Matrix& m = c.layer->matrix[DUETP_T_FFN_VALUE];
+  const size_t ld = sums_apart(*c.layer), T = c.n_tokens(), steps = std::clamp<size_t>(kCached / (kSkipStreams * m.out * 2), 1, kBlockSteps);
+  const void* x = w.region[kKey];
+  std::memset(w.rows, 0, m.out * sizeof(uint16_t));
+  struct Block {
+    size_t part, begin;
+  };
+  const auto take = [&] { return Block{w.next->fetch_add(1, std::memory_order_relaxed), 0}; };
+  const auto skipping = [&](Block b) {
+    const size_t from = value_part(m, b.part), to = value_part(m, b.part + 1);
+    return Skipping{m, from, to, b.begin, std::min(b.begin + steps, skip_steps(to - from)), w.rows};
+  };
+  WantedRows wanted[2];
+  Block now = take();
+  if (now.part < kValueParts) want_rows_bf16_dot(skipping(now), x, T, wanted[0]), fetch_wanted(wanted[0], m.out);
+  for (size_t i = 0; now.part < kValueParts; i = 1 - i) {
+    const Skipping s = skipping(now);
+    const Block next = s.end < skip_steps(s.to - s.from) ? Block{now.part, s.end} : take();
+    const bool last = next.part >= kValueParts;
+    if (!last) want_rows_bf16_dot(skipping(next), x, T, wanted[1 - i]);
+    add_wanted_bf16_dot(s, wanted[i], last ? nullptr : &wanted[1 - i], x, T, static_cast<float*>(w.region[kSums]) + now.part * T * ld, ld);
+    now = next;
+  }
+}
+
 Region by_which(Region first, uint32_t which) { return static_cast<Region>(first + which); }
 
 constexpr uint32_t kLinear[] = {DUETP_T_RECEPTANCE, DUETP_T_KEY, DUETP_T_VALUE, DUETP_T_OUTPUT};
@@ -154,7 +182,7 @@ void channel_mix_key(const Call& c, Worker& w) {
   multiply_into(c, w, token_product(c, DUETP_T_FFN_KEY, w.region[kMixed], nullptr, c.layer->bf16, Finish::kRelu2), kKey, DUETP_T_FFN_VALUE);
 }
 void channel_mix_value(const Call& c, Worker& w) {
-  if (skips_zeros(c)) return sum_parts(c, w);
+  if (skips_zeros(c)) return c.n_tokens() > kSkipRows && c.layer->bf16 && has_bf16_dot() ? sum_parts_of_many(c, w) : sum_parts(c, w);
   multiply(token_product(c, DUETP_T_FFN_VALUE, w.region[kKey], c.out[DUETP_CHANNEL_MIX_X], false, Finish::kAdd), w);
 }
 void channel_mix_sum(const Call& c, Worker& w) {

@@ -98,6 +98,35 @@ TEST_CASE("what else is in the batch does not change a bit") {
   }
 }
 
+TEST_CASE("how many are in the batch does not change a bit") {
+  constexpr int32_t kMost = 40;
+  for (const duet_dtype dtype : {DUET_BF16, DUET_F32, DUET_I4})
+    for (const uint32_t F : {131u, 4400u}) {  // of a part of the value matrix one block of rows, and two
+      const Model model(shape_of(2, 3, 20, F, 67), dtype);
+      Device d(plugin(), 2);
+      const Model::Layers layers(d, model);
+      const size_t C = model.shape.n_embd;
+      for (const StageCase& c : stage_cases()) {
+        if (c.stage != "linear" && c.stage != "lowrank" && c.stage != "channel_mix") continue;
+        std::vector<Outcome> alone;
+        State one(d, model.shape, kMost);
+        for (int32_t t = 0; t < kMost; ++t) alone.push_back(run_stage(d, model, layers, c, {{1}, {t}, {0}}, DUET_MODE_RECURRENT, one, {t}));
+        for (const int32_t n : {2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 23, 31, 32, 33, 40}) {
+          State state(d, model.shape, kMost);
+          Batch all{{}, {}, {0}};
+          for (int32_t t = 0; t < n; ++t) all.lengths.push_back(1), all.slots.push_back(t);
+          const Outcome batch = run_stage(d, model, layers, c, all, DUET_MODE_RECURRENT, state);
+          for (int32_t t = 0; t < n; ++t)
+            for (const auto& [name, output] : alone[static_cast<size_t>(t)].outputs) {
+              const size_t row = C * bytes_of(output.dtype);
+              INFO(c.name() << ": " << name << ", " << name_of(dtype) << ", F " << F << ", sequence " << t << " of " << n);
+              CHECK(std::memcmp(output.bytes.data(), batch.outputs.at(name).bytes.data() + static_cast<size_t>(t) * row, row) == 0);
+            }
+        }
+      }
+    }
+}
+
 TEST_CASE("where a text is split does not change a bit, in either mode") {
   const int32_t T = 67;
   for (const duet_dtype dtype : kWeights) {

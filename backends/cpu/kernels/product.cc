@@ -134,8 +134,11 @@ HWY_AFTER_NAMESPACE();
 namespace duet_cpu {
 HWY_EXPORT(MultiplyTile);
 HWY_EXPORT(FinishAny);
-void multiply_tile(const Matrix& w, size_t first, size_t count, const void* x, size_t rows, float* tile) {
-  if (w.dtype == DUET_BF16 && !w.in_major && has_bf16_dot()) return multiply_tile_bf16_dot(w, first, count, x, rows, tile);
+void multiply_tile(const Matrix& w, size_t first, size_t count, const void* x, size_t rows, float* tile, size_t next) {
+  if (w.dtype == DUET_BF16 && has_bf16_dot()) {
+    if (w.in_major) return multiply_columns_bf16_dot(w, first, count, x, rows, tile);
+    return multiply_tile_bf16_dot(w, first, count, x, rows, tile, next);
+  }
   HWY_DYNAMIC_DISPATCH(MultiplyTile)(w, first, count, x, rows, tile);
 }
 void finish_tile(const float* tile, size_t rows, size_t count, Finish finish, bool bf16, void* out, size_t ld) {
