@@ -43,7 +43,6 @@ BF16_DOT inline __m512 lane_sums(const __m512 (&acc)[4][4]) {
 template <size_t R, size_t B, size_t P = 0>
 BF16_DOT inline void dots(const uint16_t* __restrict w, size_t step, const uint16_t* __restrict x, size_t depth, float* __restrict tile,
                           const uint16_t* ahead = nullptr) {
-  constexpr bool kSixteen = R == 4 && B == 4;  // sums are taken together; step is 1
   __m512 acc[B][R];
 #pragma GCC unroll 8
   for (size_t b = 0; b < B; ++b)
@@ -72,21 +71,22 @@ BF16_DOT inline void dots(const uint16_t* __restrict w, size_t step, const uint1
       for (size_t b = 0; b < B; ++b) acc[b][r] = _mm512_dpbf16_ps(acc[b][r], wr, elements(x + b * depth + k, some));
     }
   }
-  if constexpr (kSixteen) {
-    const __m512 sums = lane_sums(acc);
-    _mm_storeu_ps(tile, _mm512_castps512_ps128(sums));
-    _mm_storeu_ps(tile + kTileColumns, _mm512_extractf32x4_ps(sums, 1));
-    _mm_storeu_ps(tile + 2 * kTileColumns, _mm512_extractf32x4_ps(sums, 2));
-    _mm_storeu_ps(tile + 3 * kTileColumns, _mm512_extractf32x4_ps(sums, 3));
-    return;
-  }
+  if constexpr (R == 4 && B == 4)
+    if (step == 1) {
+      const __m512 sums = lane_sums(acc);
+      _mm_storeu_ps(tile, _mm512_castps512_ps128(sums));
+      _mm_storeu_ps(tile + kTileColumns, _mm512_extractf32x4_ps(sums, 1));
+      _mm_storeu_ps(tile + 2 * kTileColumns, _mm512_extractf32x4_ps(sums, 2));
+      _mm_storeu_ps(tile + 3 * kTileColumns, _mm512_extractf32x4_ps(sums, 3));
+      return;
+    }
 #pragma GCC unroll 8
   for (size_t r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (size_t b = 0; b < B; ++b) tile[b * kTileColumns + r * step] = _mm512_reduce_add_ps(acc[b][r]);
 }
 
-// Up to three input rows: many streams through memory, each sequential for `step` rows.
+// Up to four input rows: many streams through memory, each sequential for `step` rows.
 template <size_t B>
 BF16_DOT void dots_of_few(const uint16_t* w, size_t count, const uint16_t* x, size_t depth, float* tile) {
   constexpr size_t R = B == 1 ? 8 : 4;
@@ -103,7 +103,7 @@ BF16_DOT void dots_of_last(const uint16_t* w, const uint16_t* x, size_t rows, si
   if (rows == 1) return dots<R, 1>(w, 1, x, depth, tile);
 }
 
-// Four input rows or more: outputs by eights stay in the first-level cache for all of them, while those to come are fetched from
+// More input rows: outputs by eights stay in the first-level cache for all of them, while those to come are fetched from
 // memory, evenly over the first one, two or four times four rows.
 BF16_DOT void dots_of_many(const uint16_t* w, size_t count, const uint16_t* x, size_t rows, size_t depth, float* tile, const uint16_t* next) {
   constexpr size_t R = 4, B = 4, kEight = 2 * R, kAhead = 2 * kEight;
@@ -152,6 +152,7 @@ void multiply_tile_bf16_dot(const Matrix& m, size_t first, size_t count, const v
   if (rows == 1) return dots_of_few<1>(w, count, x, m.in, tile);
   if (rows == 2) return dots_of_few<2>(w, count, x, m.in, tile);
   if (rows == 3) return dots_of_few<3>(w, count, x, m.in, tile);
+  if (rows == 4) return dots_of_few<4>(w, count, x, m.in, tile);
   dots_of_many(w, count, x, rows, m.in, tile, static_cast<const uint16_t*>(m.data) + (next + count <= m.out ? next : first) * m.in);
 }
 
