@@ -3,18 +3,20 @@
 // the ring takes them: it waits for no result, so that the memory is busy while the other warps wait for each other's blocks.
 // But few copies are under way at a time: what blocks tell each other would wait in the same queues.
 // What blocks tell each other are numbers that carry the step they belong to: who needs one looks until it is there, and no
-// barrier of all blocks is needed. Each block keeps some columns of x, and a layer has these steps, after each of which what is
-// in brackets is told:
+// barrier of all blocks is needed. The last blocks own some columns of x each, the first ones have a head, and those up to n_inner rows of
+// key. A layer has these steps, after each of which what is in brackets is told:
 //   1  time mix's norm: sum and squares of the block's columns [them]
-//   2  its token shift, the block's columns [six inputs]
+//   2  its token shift, the block's columns [six inputs]; in narrow models 1 and 2 are every block's, of all columns [before: x]
 //   3  rows of receptance, key, value and of the first low-rank matrices [their sums]
 //   4  a block a head: the second low-rank matrices' rows of it, wkv, norm and gate [the output's inputs]
 //   5  rows of output, added to x; channel mix's norm, as in 1 [sum and squares]
 //   6  its token shift [one input]
 //   7  rows of key, and for each input u of relu^2 that is not zero u times its row of value, for all outputs at once [the
 //      block's part of sums over all blocks]; then the block's columns of these sums, added to x
-// What one has heard comes from all blocks at least every second step, so that none is a layer ahead: a number is written again
-// only after all have read it. All sums have a fixed order.
+// What one has heard comes from all who have a part in a step at least every second step, so that none is a layer ahead: a number is
+// written again only after all who need it have read it. All sums have a fixed order.
+// Where a token goes: resident.cu (who has what), layers.h (the steps), on top of token_shift.h (1, 2, 6) and head.h (4); of the weights'
+// form bf16_worker.h and bf16_copies.h, or quantised_worker.h and quantised_copies.h.
 #include "resident/resident.h"
 
 #include <algorithm>

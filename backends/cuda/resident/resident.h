@@ -9,13 +9,13 @@ namespace duet_cuda {
 // Whether the current device has what it takes (sm_90 or newer, and the shared memory), and the model's sizes fit.
 bool resident_takes(const duetp_layer& any_layer);
 
-// What the blocks tell each other: an f32 number or two of bf16 in a word with the step that they belong to. Device memory, zero at first,
+// What the blocks tell each other: an f32 number, two of bf16 or four of 8 bits in a word with the step that they belong to. Device memory, zero at first,
 // then this kernel's alone: it goes on where the last run ended.
 struct ResidentScratch {
   uint64_t* rkv;       // [3, C]
-  uint64_t* low;       // [sum of the ranks]
-  uint64_t* sums;      // [2, blocks, 2]: of x and of its squares, for time mix and for channel mix
-  uint64_t* mixes;     // [7, C / 2]: what token shifts make, two of bf16 in a word
+  uint64_t* low;       // the hidden vectors, one after another: w, a, v, g; with quantised weights each counted up to groups of 64
+  uint64_t* sums;      // [2, owners of x, 2]: of x and of its squares, for time mix and for channel mix
+  uint64_t* mixes;     // [7, C / 2]: what token shifts make, two of bf16 in a word, or groups of 64 in 18 words (quantised_worker.h)
   uint64_t* x;         // [2, C]: in narrow models x itself instead of sums and mixes, for time mix and for channel mix
   uint64_t* gated;     // [C / 2]: output's inputs, in the same way
   uint64_t* parts;     // [blocks, C]
@@ -25,7 +25,7 @@ uint64_t resident_scratch_bytes(const duetp_shape& shape);
 ResidentScratch lay_out_resident(void* memory, const duetp_shape& shape);  // on the current device
 
 struct Resident {
-  const duetp_layer* const* layers;  // [first .. first + n) of a model with bf16 weights
+  const duetp_layer* const* layers;  // [first .. first + n) of a model with bf16, q8 or q4 weights
   uint32_t first, n;
   float *x, *v_first;  // f32 [C]
   char* state;         // of layer 0, slot 0: att_x f32 [C], S [H, N, N], ffn_x f32 [C]

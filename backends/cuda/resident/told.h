@@ -4,7 +4,7 @@
 
 namespace duet_cuda::resident {
 
-// An f32 number or two of bf16 that carry the step they belong to, in one word of 64 bits, which is written and read as a whole
+// An f32 number, two of bf16 or four of 8 bits that carry the step they belong to, in one word of 64 bits, which is written and read as a whole
 __device__ __forceinline__ void tell_bits(uint64_t* to, uint32_t x, uint32_t step) {
   asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(static_cast<uint64_t>(step) << 32 | x) : "memory");
 }
