@@ -46,6 +46,33 @@ __device__ __forceinline__ bool barrier_passed_soon(uint64_t* barrier, uint32_t 
 #endif
 }
 
+// Some of a block's threads, n in whole warps, meet at its barrier of this number (1 to 15). racecheck sees no order through that
+// either; compiled with DUET_RACECHECK they meet at one in shared memory, which make_meeting makes.
+#if defined(DUET_RACECHECK)
+static __shared__ uint64_t meetings[16];
+constexpr int kMeetingBytes = 128;  // less for everything else
+#else
+constexpr int kMeetingBytes = 0;
+#endif
+template <uint32_t number, uint32_t n>
+__device__ __forceinline__ void make_meeting() {
+#if defined(DUET_RACECHECK)
+  barrier_init(&meetings[number], n);
+#endif
+}
+template <uint32_t number, uint32_t n>
+__device__ __forceinline__ void meet() {
+#if defined(DUET_RACECHECK)
+  uint64_t before;
+  asm volatile("mbarrier.arrive.shared.b64 %0, [%1];" : "=l"(before) : "r"(shared_address(&meetings[number])) : "memory");
+  for (uint32_t passed = 0; !passed;)
+    asm volatile("{ .reg .pred p; mbarrier.test_wait.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }" : "=r"(passed) : "r"(shared_address(&meetings[number])), "l"(before) : "memory");
+  __syncwarp();
+#else
+  asm volatile("bar.sync %0, %1;" ::"n"(number), "n"(n) : "memory");
+#endif
+}
+
 // After barrier_init, so that copies see the barriers too.
 __device__ __forceinline__ void barriers_are_made() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

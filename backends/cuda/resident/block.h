@@ -24,12 +24,12 @@ struct Shared {
   alignas(16) float rkv[3 * kHead], k[kHead], v[kHead], minus_kk[kHead], b[kHead], out[kHead];
   float x[kMaxOwn], y[2][kMaxOwn];  // the columns; their norms for time mix and channel mix, which the state is to keep
   float2 norm_sums[kWarps];
+  float mean;  // of x, the last time
   float2 time_shift[3 + kTimeMixes][kMaxOwn / 2], channel_shift[4][kMaxOwn / 2];  // weight and bias of the norm, the vector before, the mixes: the block's columns
   Products products[2];  // of layer 0, of the others
   __device__ const Products& products_of(const Layer& l) const { return products[l.is_first() ? 0 : 1]; }
   Share own, inner;      // this block's columns of x, rows of key
   int32_t slot;          // of the sequence's state
-  float mean;            // of x, the last time
 };
 
 // What a layer has of the state of a slot; null without a state

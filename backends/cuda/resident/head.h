@@ -55,7 +55,7 @@ struct Head : TokenShift<Worker, is_narrow> {
   __device__ float2 head_sum(float a, float b, uint32_t which) const {
     const float2 own = lane_sums({a, b});
     if (lane == 0) s.sums[which][2 * warp] = own.x, s.sums[which][2 * warp + 1] = own.y;
-    asm volatile("bar.sync 2, 64;" ::: "memory");
+    two_warps_meet();
     return {s.sums[which][0] + s.sums[which][2], s.sums[which][1] + s.sums[which][3]};
   }
 

@@ -111,7 +111,7 @@ struct QuantisedWorker : Worker<Quantised<kBits>> {
   // A head's: of a channel a thread of the first two warps
   __device__ void tell_gated(float y) const {
     s.out[threadIdx.x] = y;
-    asm volatile("bar.sync 2, 64;" ::: "memory");
+    two_warps_meet();
     if (warp == 0) tell_group(told.gated + blockIdx.x * kToldOfGroup, reinterpret_cast<const float2*>(s.out)[lane]);
   }
   __device__ const uint64_t* last_gated(uint32_t head) const { return told.gated + (head + 1) * kToldOfGroup - 1; }

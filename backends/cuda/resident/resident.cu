@@ -44,6 +44,7 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(__grid_constant__
   if (p.a.used[0] == 0 || p.a.starts[1] == 0) return;
   if (threadIdx.x == 0) {
     for (uint32_t i = 0; i < Form::kStages; ++i) barrier_init(&s.full[i], 1), barrier_init(&s.empty[i], kWarps * kArrivalsOfWarp);
+    make_meeting<1, kWorkers>(), make_meeting<2, 64>();
     for (uint64_t& r : s.ready) barrier_init(&r, kWarps * kArrivalsOfWarp);
     for (const bool first : {true, false}) divide_products(p, first, blockIdx.x, gridDim.x, s.products[first ? 0 : 1]);
     s.under_way = kUnderWayMeanwhile, s.slot = p.a.slots[0], s.mean = p.a.x[0];
@@ -203,7 +204,7 @@ Error resident_layers(const Resident& a, duet_gpu::Stream stream) {
   }
   p.ln_eps = s.ln_eps, p.gn_eps = s.gn_eps, p.reciprocal_of_C = 1.0f / s.n_embd;
   p.a = a;
-  const int limit = duet_gpu::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);  // all threads of the process share it: each sets the same
+  const int limit = duet_gpu::device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, 0) - kMeetingBytes;  // all threads of the process share it: each sets the same
   if (const Error e = cudaFuncSetAttribute(k.run, cudaFuncAttributeMaxDynamicSharedMemorySize, limit); e != cudaSuccess) return e;
   cudaLaunchAttribute all_at_once{};
   all_at_once.id = cudaLaunchAttributeCooperative;

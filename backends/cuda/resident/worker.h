@@ -6,7 +6,8 @@
 
 namespace duet_cuda::resident {
 
-__device__ __forceinline__ void workers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(kWorkers) : "memory"); }
+__device__ __forceinline__ void workers_meet() { meet<1, kWorkers>(); }
+__device__ __forceinline__ void two_warps_meet() { meet<2, 64>(); }  // those of a head's channels
 
 // The thread's number, so that what follows from it is computed where it is used: kept from layer to layer it would be spilled.
 __device__ __forceinline__ uint32_t this_thread() {
