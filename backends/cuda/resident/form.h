@@ -7,7 +7,6 @@ namespace duet_cuda::resident {
 constexpr uint32_t kMaxStages = 12;
 
 struct Bf16 {
-  static constexpr duet_dtype kWeights = DUET_BF16;
   static constexpr uint32_t kStages = 12, kStageBytes = 16 << 10;
   static constexpr uint32_t kRows = 1;     // outputs that lie together
   static constexpr uint32_t kColumns = 2;  // of x
@@ -21,7 +20,6 @@ struct Bf16 {
 // has whole groups of x and of the inner vector, and rounds them.
 template <int kBits>
 struct Quantised {
-  static constexpr duet_dtype kWeights = kBits == 8 ? DUET_I8 : DUET_I4;
   static constexpr uint32_t kUnits = 128 / kBits;                             // in a stage: the integers of all, then the scales, then the minimums
   static constexpr uint32_t kIntegers = GroupWeights<kBits>::kBytes, kScales = 2 * kTile;  // bytes of a unit
   static constexpr uint32_t kUnitBytes = kIntegers + (kBits == 4 ? 2 : 1) * kScales;
