@@ -316,9 +316,12 @@ typedef struct duetp_device {
   uint64_t (*saved_bytes)(void* self, const duetp_shape* s, uint32_t stage, uint32_t n_tokens, uint32_t n_seqs);
   /* Why-not query: NULL = it can; else a static sentence that names the first unmet condition. Optional: NULL slot = all. */
   const char* (*refuses)(void* self, const duetp_shape* s, duet_dtype weights, uint32_t rung);
-  /* With DUETP_CAP_BORROWS_WEIGHTS: 1 if the layer has its own copy of tensor `id`, whose memory the host may then let go. Optional:
-   * NULL slot = it has none. Interposing layers do not pass it on, since they may borrow too. Since 1.1. */
-  uint32_t (*layer_copies)(void* self, const duetp_layer* l, uint32_t id);
+  /* Brings a layer into the layout that passes in `mode` want; called before the first of them, perhaps long after layer_new and
+   * while passes in the other mode run, but never twice at once for a layer. *copied: bit i is set where the layer has a copy of
+   * tensor i of its own, then or from earlier. A borrowed one's memory may be let go: it is no longer borrowed, unless it lies in
+   * a file, where it stays as it was for passes that have begun. Optional: NULL slot = nothing to do. With interposing
+   * layers, which may borrow too, *copied goes unheeded. Since 1.1. */
+  duet_status (*layer_prepare)(void* self, duetp_layer* l, duet_mode mode, uint64_t* copied);
 } duetp_device;
 
 /* ---- plugin ---------------------------------------------------------------------------------------------

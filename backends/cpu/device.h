@@ -1,5 +1,6 @@
 // The objects behind the opaque types of duet_plugin.h, and the device that makes them.
 #pragma once
+#include <atomic>
 #include <dnnl.hpp>
 #include <new>
 #include <utility>
@@ -14,7 +15,8 @@ struct duetp_buffer {
 };
 
 // Weights stay where the host has them (DUETP_CAP_BORROWS_WEIGHTS): the one layout that both modes read is the canonical one. But
-// for the value matrix of channel mix, unless quantised: that is `value`, [F,C], so that an input that is zero costs no row.
+// for the value matrix of channel mix, unless quantised: recurrent mode wants it as [F,C], so that an input that is zero costs no
+// row, and as soon as there is such a copy both modes read that. Products of panels give the same bits with either.
 struct duetp_layer {
   duetp_shape shape;
   uint32_t index;
@@ -23,8 +25,12 @@ struct duetp_layer {
   const float* vector[DUETP_T_COUNT];  // NULL where there is none, and for matrices
   duet_cpu::Matrix matrix[DUETP_T_COUNT];
   uint64_t bytes[DUETP_T_COUNT];
-  void* value;  // the host's memory; NULL = the layer has none of its own
+  duet_cpu::Matrix value_by_inputs;
+  std::atomic<void*> value;  // what that reads, the host's memory; NULL = not made yet
   const duet_cpu::Gemm* gemm[DUETP_T_COUNT];  // the product that parallel mode uses for this matrix
+
+  bool has_value_by_inputs() const { return value.load(std::memory_order_acquire) != nullptr; }
+  const duet_cpu::Matrix& weights_of(uint32_t id) const { return id == DUETP_T_FFN_VALUE && has_value_by_inputs() ? value_by_inputs : matrix[id]; }
 };
 
 // f32 [n_slots][L]: att_x [C], S [H][N][wkv_stride(N)] (key row, value column), ffn_x [C]; parts are padded to 64 bytes

@@ -60,19 +60,19 @@ void* buffer_ptr(void*, duetp_buffer* b) { return b->data; }
 
 bool is_matrix(uint32_t id) { return duetp_is_in_major(id) || (id >= DUETP_T_RECEPTANCE && id <= DUETP_T_OUTPUT) || id == DUETP_T_FFN_KEY || id == DUETP_T_FFN_VALUE || id == DUETP_T_EMB || id == DUETP_T_HEAD; }
 
-// Makes the layer's own value matrix of the host's. Whole huge pages only: half of one would be wasted in each layer.
-bool take_value(const Device& d, duetp_layer& l) {
-  Matrix& m = l.matrix[DUETP_T_FFN_VALUE];
-  if (!m.data || m.quantised()) return true;
+// Whole huge pages only: half of one would be wasted in each layer.
+bool copy_value_by_inputs(const Device& d, duetp_layer& l) {
+  const Matrix& m = l.matrix[DUETP_T_FFN_VALUE];
+  if (!m.data || m.quantised() || l.has_value_by_inputs()) return true;
   const size_t element = m.dtype == DUET_F32 ? 4 : 2, bytes = element * m.in * m.out;
-  l.value = d.host.alloc(d.host.self, bytes, bytes < kHuge ? 64 : kHuge);
-  if (!l.value) return false;
-  if (bytes >= kHuge) ::madvise(l.value, bytes / kHuge * kHuge, MADV_HUGEPAGE);
+  void* value = d.host.alloc(d.host.self, bytes, bytes < kHuge ? 64 : kHuge);
+  if (!value) return false;
+  if (bytes >= kHuge) ::madvise(value, bytes / kHuge * kHuge, MADV_HUGEPAGE);
   struct Share {
     const Matrix& m;
     size_t element;
     void* to;
-  } share{m, element, l.value};
+  } share{m, element, value};
   const auto transpose_share = [](void* ctx, uint32_t i, uint32_t n) {
     const Share& s = *static_cast<const Share*>(ctx);
     const size_t units = (s.m.out + kTileColumns - 1) / kTileColumns;
@@ -80,8 +80,10 @@ bool take_value(const Device& d, duetp_layer& l) {
     transpose(s.m.data, s.element, s.m.out, s.m.in, bound(i), bound(i + 1), s.to);
   };
   d.host.team(d.host.self, transpose_share, &share);
-  m.data = l.value;
-  m.in_major = true;
+  l.value_by_inputs = m;
+  l.value_by_inputs.data = value;
+  l.value_by_inputs.in_major = true;
+  l.value.store(value, std::memory_order_release);
   return true;
 }
 
@@ -108,7 +110,7 @@ duet_status layer_new(void* self, const duetp_layer_desc* desc, duetp_layer** ou
       l->matrix[id] = {t->data, t->dtype, t->dim[in_major ? 0 : 1], t->dim[in_major ? 1 : 0], in_major, t->scale, t->minimum};
       if (!l->matrix[id].quantised() && id != DUETP_T_EMB && id != DUETP_T_HEAD) l->gemm[id] = d.gemms.get(l->matrix[id].in, l->bf16 && d.gemms.has_bf16());
     }
-    return take_value(d, *l) ? DUET_OK : out_of_memory(d, "a layer's value matrix", l->bytes[DUETP_T_FFN_VALUE]);
+    return static_cast<duet_status>(DUET_OK);
   });
   if (status != DUET_OK) return d.host.free(d.host.self, l), status;
   *out = l;
@@ -117,17 +119,24 @@ duet_status layer_new(void* self, const duetp_layer_desc* desc, duetp_layer** ou
 
 duet_status layer_export(void* self, const duetp_layer* l, uint32_t id, void* dst, uint64_t n) {
   const Device& d = *static_cast<Device*>(self);
-  const void* data = id >= DUETP_T_COUNT ? nullptr : is_matrix(id) ? l->matrix[id].data : l->vector[id];
+  const void* data = id >= DUETP_T_COUNT ? nullptr : is_matrix(id) ? l->weights_of(id).data : l->vector[id];
   if (!data) return d.fail(DUET_E_NOT_FOUND, "the layer has no such tensor");
   if (n != l->bytes[id]) return d.fail(DUET_E_INVALID, "layer_export: size differs from the tensor's");
-  if (const Matrix& m = l->matrix[DUETP_T_FFN_VALUE]; id == DUETP_T_FFN_VALUE && l->value)
+  if (const Matrix& m = l->value_by_inputs; id == DUETP_T_FFN_VALUE && data == m.data)
     transpose(data, m.dtype == DUET_F32 ? 4 : 2, m.in, m.out, 0, m.in, dst);
   else
     std::memcpy(dst, data, n);
   return DUET_OK;
 }
 
-uint32_t layer_copies(void*, const duetp_layer* l, uint32_t id) { return id == DUETP_T_FFN_VALUE && l->value; }
+// Where parallel mode has no panels, the layout decides the order of its sums, so there it must not change between two passes.
+duet_status layer_prepare(void* self, duetp_layer* l, duet_mode mode, uint64_t* copied) {
+  const Device& d = *static_cast<Device*>(self);
+  const bool wanted = mode == DUET_MODE_RECURRENT || !l->gemm[DUETP_T_FFN_VALUE];
+  if (wanted && !copy_value_by_inputs(d, *l)) return out_of_memory(d, "a layer's value matrix", l->bytes[DUETP_T_FFN_VALUE]);
+  *copied = l->has_value_by_inputs() ? uint64_t{1} << DUETP_T_FFN_VALUE : 0;
+  return DUET_OK;
+}
 
 void layer_free(void* self, duetp_layer* l) {
   const Device& d = *static_cast<Device*>(self);
@@ -216,7 +225,7 @@ void fill_memory_slots(duetp_device& t) {
   t.layer_new = layer_new;
   t.layer_export = layer_export;
   t.layer_free = layer_free;
-  t.layer_copies = layer_copies;
+  t.layer_prepare = layer_prepare;
   t.state_new = state_new;
   t.state_copy = state_copy;
   t.state_export = state_export;

@@ -25,10 +25,9 @@ void channel_mix_value(const Call& c, Worker& w);
 void channel_mix_sum(const Call& c, Worker& w);  // of the parts that channel_mix_value leaves where it skips; evenly divided
 void head_product(const Call& c, Worker& w);
 
-// Recurrent mode reads the rows of a float value matrix whose inputs are not zero. The inputs are cut into parts, of which each is
+// Where the value matrix lies by inputs, recurrent mode reads the rows whose inputs are not zero. The inputs are cut into parts, of which each is
 // summed by one thread; a part's sums are added to x in the order of the parts, whoever computed them.
 constexpr size_t kValueParts = 16;
-inline bool skips_zeros(const Call& c) { return c.recurrent && !duetp_is_quantised(c.layer->weights); }
 inline size_t sums_apart(const duetp_layer& l) { return (l.shape.n_embd + 15) / 16 * 16; }
 
 // Inputs of products with quantised weights are rounded first. What stays within a stage is rounded where it arises, and not

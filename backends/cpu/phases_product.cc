@@ -93,7 +93,7 @@ void multiply(const Product& p, Worker& w) {
 size_t value_part(const Matrix& m, size_t part) { return std::min<size_t>(m.in, part * ((m.in + kValueParts - 1) / kValueParts)); }
 
 Product token_product(const Call& c, uint32_t id, const void* in, void* out, bool out_bf16, Finish finish) {
-  return {c.layer->matrix[id], c.recurrent ? nullptr : c.layer->gemm[id], in, c.layer->bf16, out, out_bf16, finish, c.n_tokens(), c.max_tokens, {}};
+  return {c.layer->weights_of(id), c.recurrent ? nullptr : c.layer->gemm[id], in, c.layer->bf16, out, out_bf16, finish, c.n_tokens(), c.max_tokens, {}};
 }
 // where the inputs of a product are: quantised weights want the rounded ones
 const void* inputs(const Call& c, Worker& w, const void* in, Region rounded) { return duetp_is_quantised(c.layer->weights) ? w.region[rounded] : in; }
@@ -112,7 +112,7 @@ void round_tokens(const Call& c, Worker& w, const void* in, Region rounded, uint
 // Sums of the rows of the value matrix whose inputs are not zero, a part of the inputs a task: [parts][tokens][sums_apart]
 void sum_parts(const Call& c, Worker& w) {
   constexpr size_t kCached = 256 << 10;  // bytes of weights that stay in cache for all tokens
-  const Matrix& m = c.layer->matrix[DUETP_T_FFN_VALUE];
+  const Matrix& m = c.layer->value_by_inputs;
   const size_t ld = sums_apart(*c.layer), T = c.n_tokens(), step_bytes = kSkipStreams * m.out * (m.dtype == DUET_F32 ? 4 : 2);
   const char* x = static_cast<const char*>(w.region[kKey]);
   for (size_t part; (part = w.next->fetch_add(1, std::memory_order_relaxed)) < kValueParts;) {
@@ -129,7 +129,7 @@ void sum_parts(const Call& c, Worker& w) {
 // The same for many tokens in bf16. A thread takes its next part early, to fetch from memory what that wants.
 void sum_parts_of_many(const Call& c, Worker& w) {
   constexpr size_t kCached = 512 << 10;  // bytes of weights that stay in cache for all tokens
-  const Matrix& m = c.layer->matrix[DUETP_T_FFN_VALUE];
+  const Matrix& m = c.layer->value_by_inputs;
   const size_t ld = sums_apart(*c.layer), T = c.n_tokens(), steps = std::clamp<size_t>(kCached / (kSkipStreams * m.out * 2), 1, kBlockSteps);
   const void* x = w.region[kKey];
   std::memset(w.rows, 0, m.out * sizeof(uint16_t));
@@ -182,7 +182,7 @@ void channel_mix_key(const Call& c, Worker& w) {
   multiply_into(c, w, token_product(c, DUETP_T_FFN_KEY, w.region[kMixed], nullptr, c.layer->bf16, Finish::kRelu2), kKey, DUETP_T_FFN_VALUE);
 }
 void channel_mix_value(const Call& c, Worker& w) {
-  if (skips_zeros(c)) return c.n_tokens() > kSkipRows && c.layer->bf16 && has_bf16_dot() ? sum_parts_of_many(c, w) : sum_parts(c, w);
+  if (c.skips) return c.n_tokens() > kSkipRows && c.layer->bf16 && has_bf16_dot() ? sum_parts_of_many(c, w) : sum_parts(c, w);
   multiply(token_product(c, DUETP_T_FFN_VALUE, w.region[kKey], c.out[DUETP_CHANNEL_MIX_X], false, Finish::kAdd), w);
 }
 void channel_mix_sum(const Call& c, Worker& w) {

@@ -17,6 +17,7 @@ namespace duet_cpu {
 struct Call {
   uint32_t which, layer_index;
   bool recurrent;
+  bool skips;  // channel mix: rows of the value matrix whose inputs are zero
   const duetp_layer* layer;
   duetp_state* state;
   uint32_t max_tokens, max_seqs, max_rows;

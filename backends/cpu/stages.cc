@@ -11,8 +11,9 @@ const int32_t* numbers(duetp_ref r) { return static_cast<const int32_t*>(address
 
 Call resolve(const duetp_stage& a) {
   const duetp_frame& f = *a.frame;
-  Call c{a.which,      a.layer_index, a.mode == DUET_MODE_RECURRENT, a.layer, a.state, f.n_tokens, f.n_seqs, f.n_rows, numbers(f.used), numbers(f.tokens),
-         numbers(f.starts), numbers(f.slots), numbers(f.rows), {}, {}, 0};
+  const bool recurrent = a.mode == DUET_MODE_RECURRENT;
+  Call c{a.which,    a.layer_index, recurrent, recurrent && a.layer->has_value_by_inputs(), a.layer, a.state, f.n_tokens, f.n_seqs, f.n_rows,
+         numbers(f.used), numbers(f.tokens), numbers(f.starts), numbers(f.slots), numbers(f.rows), {}, {}, 0};
   for (int i = 0; i < 6; ++i) c.in[i] = address(a.in[i]), c.out[i] = address(a.out[i]);
   return c;
 }
@@ -84,7 +85,7 @@ class Stage {
   // the product with matrix `id`
   void product_phase(PhaseFn fn, uint32_t id, std::initializer_list<Access> touched) {
     program_.needs.include(needs_);
-    program_.phase(fn, touched, &call_.layer->matrix[id]);
+    program_.phase(fn, touched, &call_.layer->weights_of(id));
   }
 
  private:
@@ -188,13 +189,12 @@ duet_status channel_mix(void* self, duetp_queue* q, const duetp_stage* a) {
     s.phase(channel_mix_tokens, {s.reads(x), s.region(kMixed, true), s.kept(2, c.recurrent)});
     if (!c.recurrent) s.phase(channel_mix_keep, {s.reads(x), s.kept(2, true)});
     s.product_phase(channel_mix_key, DUETP_T_FFN_KEY, {s.region(kMixed, false), s.region(kKey, true)});
-    const bool skips = skips_zeros(c);
-    if (skips) {
+    if (c.skips) {
       s.needs().region[kSums] = kValueParts * s.tokens() * sums_apart(*c.layer) * sizeof(float);
       s.needs().rows = std::max<uint64_t>(s.needs().rows, skip_scratch_bytes(c.layer->shape.n_ffn, s.C()));
     }
     s.product_phase(channel_mix_value, DUETP_T_FFN_VALUE, {s.region(kKey, false), s.region(kSums, true), s.writes(x)});
-    if (skips) s.phase(channel_mix_sum, {s.region(kSums, false), s.writes(x)});
+    if (c.skips) s.phase(channel_mix_sum, {s.region(kSums, false), s.writes(x)});
   });
 }
 

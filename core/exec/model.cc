@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 
 namespace duet {
@@ -49,6 +50,12 @@ uint64_t check_memory(const WeightSource& source, duet_dtype weights, const Devi
     log.warn("{}: the weights are {} bytes, but {} are free: {} bytes stay in the file and will be read from it again and again, which is slow", path, total, have,
              total - need);
   return total;
+}
+
+bool matrices_in_place(const WeightSource& source, uint32_t layer, duet_dtype weights) {
+  return std::ranges::all_of(tensor_specs(), [&](const TensorSpec& spec) {
+    return !spec.matrix || stored_bytes(spec.id, layer, weights, source.shape()) == 0 || source.in_place(spec.id, layer, weights);
+  });
 }
 
 // The pages of a tensor that nobody will read: a mapped file's are read again if somebody does, other memory is lost.
@@ -98,11 +105,12 @@ Model::Model(std::shared_ptr<Library> library, std::unique_ptr<WeightSource> sou
       duetp_layer* layer = nullptr;
       check_plugin(*device_, device_->table.layer_new(device_->memory_self, &d, &layer));
       layers_.push_back(layer);
-      if (!borrows) continue;
-      if (device_->table.layer_copies != nullptr)
-        for (const duetp_tensor& t : host.storage)
-          if (device_->table.layer_copies(device_->memory_self, layer, t.id) != 0) let_go(t);
-      borrowed_.push_back(std::move(host));
+      if (borrows) borrowed_.push_back(std::move(host));
+      prepare_layer(i, DUET_MODE_PARALLEL);
+      if (borrows && matrices_in_place(*source_, i, weights_))
+        mapped_.push_back(i);
+      else
+        prepare_layer(i, DUET_MODE_RECURRENT);
     }
     report(weight_bytes_);
     const uint64_t wkv = uint64_t{shape_.n_embd} * shape_.head_size;
@@ -120,6 +128,21 @@ Model::Model(std::shared_ptr<Library> library, std::unique_ptr<WeightSource> sou
 }
 
 Model::~Model() { free_layers(); }
+
+void Model::prepare_layer(uint32_t i, duet_mode mode) const {
+  if (device_->table.layer_prepare == nullptr) return;
+  uint64_t copied = 0;
+  check_plugin(*device_, device_->table.layer_prepare(device_->memory_self, layers_[i], mode, &copied));
+  if (borrowed_.empty()) return;
+  for (const duetp_tensor& t : borrowed_[i].storage)
+    if (copied >> t.id & 1) let_go(t);
+}
+
+void Model::prepare_recurrent() const {
+  std::call_once(prepared_recurrent_, [&] {
+    for (const uint32_t i : mapped_) prepare_layer(i, DUET_MODE_RECURRENT);
+  });
+}
 
 void Model::free_layers() noexcept {
   for (duetp_layer* l : layers_) device_->table.layer_free(device_->memory_self, l);

@@ -35,6 +35,10 @@ class Model {
   uint64_t bytes_per_token() const { return bytes_per_token_; }
   uint64_t state_floats() const { return uint64_t{shape_.n_layer} * (2ull * shape_.n_embd + uint64_t{shape_.n_embd} * shape_.head_size); }
 
+  // Before a pass in recurrent mode: on the first call, layers whose weights are mapped become what that mode wants. A program that
+  // only reads texts, or waits for a first token, does without. [any-thread]
+  void prepare_recurrent() const;
+
   // Writes all weights as safetensors, atomically.
   void save(const std::string& path) const;
 
@@ -47,6 +51,7 @@ class Model {
   }
 
  private:
+  void prepare_layer(uint32_t i, duet_mode mode) const;
   void free_layers() noexcept;
 
   std::shared_ptr<Library> library_;
@@ -59,6 +64,8 @@ class Model {
   std::vector<float> initial_wkv_;
   std::vector<duetp_layer*> layers_;
   std::vector<HostLayer> borrowed_;  // the weights of a device that borrows them
+  std::vector<uint32_t> mapped_;     // layers of borrowed weights whose matrices lie in a file
+  mutable std::once_flag prepared_recurrent_;
   uint64_t n_params_ = 0, weight_bytes_ = 0, bytes_per_token_ = 0;
   mutable std::mutex queue_mutex_;
   duetp_queue* queue_ = nullptr;

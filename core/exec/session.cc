@@ -290,6 +290,7 @@ void Session::run_parallel(const std::shared_ptr<State>& state, const Batch& bat
 
 // One token of every sequence that still has one, step by step.
 void Session::run_recurrent(const std::shared_ptr<State>& state, const Batch& batch, const Rows& rows) {
+  model_->prepare_recurrent();
   struct Sequence {
     uint32_t slot, first_token, length, last_row;
   };
@@ -385,6 +386,7 @@ void Session::reserve_draws(uint32_t n_rows, uint32_t n_tokens, uint32_t n_entri
 }
 
 void Session::draw_pass(const std::shared_ptr<State>& state, std::span<const Draw> draws, uint32_t n_steps, int32_t* out) {
+  model_->prepare_recurrent();
   const auto n = static_cast<uint32_t>(draws.size());
   const DrawTables tables(draws, n_steps, model_->shape().n_vocab);
   std::vector<Run> runs;

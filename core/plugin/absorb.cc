@@ -74,7 +74,7 @@ Device absorb(const duetp_device& theirs, const duetp_device_info& info, const s
   if (n_stages == 0 && !d.layers && !d.step) fail(DUET_E_ABI, "{}: implements no stage at all", who);
   if (reference == nullptr) fail(DUET_E_INTERNAL, "{}: the reference must have memory of its own", who);
   for_memory_slots([&]<auto slot>(const char*) { d.table.*slot = reference->table.*slot; });
-  d.table.layer_copies = nullptr;  // the reference's have none
+  d.table.layer_prepare = nullptr;  // the reference has nothing to do there
   d.memory_self = reference->memory_self;
   d.f32_states = d.wkv.fn || d.layers || d.step;
   d.info.caps |= DUETP_CAP_BORROWS_WEIGHTS;  // as the reference's layers do

@@ -35,6 +35,12 @@ struct Query<slot> {
     return s.above.*slot ? (s.above.*slot)(s.above.self, a...) : (s.below->table.*slot)(s.below->table.self, a...);
   }
 };
+// A layer may borrow what the device below has copied, so nothing of it may go.
+duet_status prepare(void* self, duetp_layer* l, duet_mode mode, uint64_t* copied) {
+  const duet_status status = Memory<&duetp_device::layer_prepare>::call(self, l, mode, copied);
+  *copied = 0;
+  return status;
+}
 template <auto stage, auto slot>
 duet_status call_stage(void* self, duetp_queue* q, const duetp_stage* a) {
   const Side& s = *static_cast<const Side*>(self);
@@ -57,6 +63,7 @@ void fill(Side& side, duetp_device& t, duetp_ops& ops) {
   };
   for_memory_slots(memory);
   for_record_slots(memory);
+  if (side.above.layer_prepare || below.table.layer_prepare) t.layer_prepare = prepare;
   const auto query = [&]<auto slot>() {
     if (side.above.*slot || below.table.*slot) t.*slot = Query<slot>::call;
   };

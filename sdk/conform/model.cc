@@ -15,7 +15,7 @@ Model::Model(const duetp_shape& shape, duet_dtype weights, uint64_t seed) : shap
   for (uint32_t i = 0; i <= shape.n_layer; ++i) blocks_.push_back(block(i));
 }
 
-Model::Layers::Layers(Device& d, const Model& m) : device_(d) {
+Model::Layers::Layers(Device& d, const Model& m, bool prepared) : device_(d) {
   for (const Block& b : m.blocks_) {
     const duetp_tensor* by_id[DUETP_T_COUNT] = {};
     for (const duetp_tensor& t : b.tensors) by_id[t.id] = &t;
@@ -23,7 +23,14 @@ Model::Layers::Layers(Device& d, const Model& m) : device_(d) {
     duetp_layer* l = nullptr;
     d.check(d->layer_new(d.self(), &desc, &l));
     layers_.push_back(l);
+    if (prepared) prepare(b.index, DUET_MODE_PARALLEL), prepare(b.index, DUET_MODE_RECURRENT);
   }
+}
+
+uint64_t Model::Layers::prepare(uint32_t i, duet_mode mode) {
+  uint64_t copied = 0;
+  if (device_->layer_prepare) device_.check(device_->layer_prepare(device_.self(), layers_[i], mode, &copied));
+  return copied;
 }
 
 Model::Layers::~Layers() {

@@ -18,10 +18,11 @@ class Model {
   // The layers of a device, freed with it
   class Layers {
    public:
-    Layers(Device& d, const Model& m);
+    Layers(Device& d, const Model& m, bool prepared = true);  // for both modes
     ~Layers();
     Layers(const Layers&) = delete;
     Layers& operator=(const Layers&) = delete;
+    uint64_t prepare(uint32_t i, duet_mode mode);  // the tensors that the layer has copies of, as bits
     const duetp_layer* operator[](uint32_t i) const { return layers_[i]; }
     const duetp_layer* const* table() const { return layers_.data(); }
 

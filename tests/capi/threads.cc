@@ -41,6 +41,44 @@ TEST_CASE("two sessions on one model from two threads give the bits of one") {
   CHECK(good == 15);
 }
 
+TEST_CASE("a model's first passes in recurrent mode begin while others read in parallel") {
+  const auto lib = library(2);
+  std::vector<int32_t> tokens;
+  for (int32_t i = 0; i < 40; ++i) tokens.push_back(i * 5);
+  const auto modes = {DUET_MODE_PARALLEL, DUET_MODE_RECURRENT, DUET_MODE_PARALLEL, DUET_MODE_RECURRENT};
+  std::vector<std::vector<float>> want;
+  const auto m = load(lib, golden::path("tiny.pth"), nullptr);
+  for (const duet_mode mode : modes) want.push_back(forward(session(m, mode), state(m), tokens));
+  for (int round = 0; round < 4; ++round) {
+    const auto fresh = load(lib, golden::path("tiny.pth"), nullptr);  // mapped, and new to both modes
+    std::atomic<int> good{0};
+    std::vector<std::thread> threads;
+    size_t k = 0;
+    for (const duet_mode mode : modes)
+      threads.emplace_back([&, mode, k = k++] {
+        duet_session* x = nullptr;
+        duet_state* s = nullptr;
+        auto o = DUET_INIT(duet_session_options);
+        o.mode = mode;
+        auto b = DUET_INIT(duet_batch);
+        const auto length = static_cast<uint32_t>(tokens.size());
+        b.n_seqs = 1;
+        b.tokens = tokens.data();
+        b.lengths = &length;
+        b.outputs = DUET_OUT_ALL_LOGITS;
+        const float* data = nullptr;
+        uint32_t rows = 0, width = 0;
+        if (duet_session_create(fresh.get(), &o, &x) == DUET_OK && duet_state_create(fresh.get(), 1, nullptr, &s) == DUET_OK && duet_forward(x, s, &b) == DUET_OK &&
+            duet_session_outputs(x, DUET_OUTPUT_LOGITS, &data, &rows, &width) == DUET_OK && std::vector<float>(data, data + size_t{rows} * width) == want[k])
+          ++good;
+        duet_session_free(x);
+        duet_state_free(s);
+      });
+    for (auto& t : threads) t.join();
+    CHECK(good == 4);
+  }
+}
+
 TEST_CASE("one file loaded by several threads at once") {
   const auto lib = library(1);
   std::atomic<int> good{0};

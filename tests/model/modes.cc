@@ -153,6 +153,19 @@ TEST_CASE("parallel mode: splitting a prompt changes no bits on the CPU") {
     }
 }
 
+TEST_CASE("parallel mode: the same bits before and after a model's first pass in recurrent mode") {
+  const auto lib = library();
+  for (const char* backend : backends())
+    for (const duet_dtype dtype : kDtypes) {  // f32 is mapped: its layers become what recurrent mode wants at that pass
+      INFO(backend << ", dtype " << dtype);
+      const auto m = load(lib, golden::path("tiny.pth"), backend, dtype);
+      const auto tokens = random_tokens(40, 8);
+      const auto want = forward(session(m, DUET_MODE_PARALLEL), state(m), tokens), recurrent = forward(session(m, DUET_MODE_RECURRENT), state(m), tokens);
+      CHECK(forward(session(m, DUET_MODE_PARALLEL), state(m), tokens) == want);
+      CHECK(forward(session(m, DUET_MODE_RECURRENT), state(m), tokens) == recurrent);
+    }
+}
+
 TEST_CASE("the same bits from run to run and whatever the threads") {
   std::vector<float> want[2];
   for (const uint32_t threads : {1u, 2u, 3u, 2u}) {
