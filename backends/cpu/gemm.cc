@@ -38,40 +38,80 @@ std::unique_ptr<Gemm> Gemms::make(uint32_t depth, bool bf16, size_t n_rows) {
 #else
   const dnnl::matmul::primitive_desc desc(dnnl::matmul::desc(a, b, c), attr, engine_);
 #endif
-  return std::unique_ptr<Gemm>(new Gemm{0, depth, bf16, n_rows, false, desc.scratchpad_desc().get_size(), desc, dnnl::matmul(desc)});
+  return std::unique_ptr<Gemm>(new Gemm{0, depth, bf16, n_rows, false, 0, desc.scratchpad_desc().get_size(), desc, dnnl::matmul(desc)});
 }
 
 namespace {
 
-// Runs the product on a block of equal rows and compares their results.
-bool rows_alike(const Gemms& all, const Gemm& g) {
-  const size_t element = g.bf16 ? 2 : 4, depth = g.depth + g.depth % 2;  // pairs of bf16
-  const auto aligned = [](size_t bytes) { return std::unique_ptr<void, decltype(&std::free)>(std::aligned_alloc(64, (bytes / 64 + 1) * 64), std::free); };
-  const auto rows = aligned(g.rows * g.depth * element), panel = aligned(depth * kTileColumns * element), tile = aligned(g.rows * kTileColumns * 4), scratch = aligned(g.scratch_bytes);
-  if (!rows || !panel || !tile || !scratch) throw std::bad_alloc();
-  uint32_t random = 1;
-  const auto fill = [&](void* to, size_t n) {  // numbers in (-1, 1)
-    for (size_t i = 0; i < n; ++i) {
-      const float value = static_cast<float>(static_cast<int32_t>(random = random * 1664525u + 1013904223u)) * 0x1p-31f;
-      uint32_t bits;
-      std::memcpy(&bits, &value, 4);
-      const auto half = static_cast<uint16_t>(bits >> 16);
-      std::memcpy(static_cast<char*>(to) + i * element, g.bf16 ? static_cast<const void*>(&half) : &bits, element);
+// One block of a product, to be tried on random numbers in (-1, 1).
+class Trial {
+ public:
+  Trial(const Gemms& all, const Gemm& g) : g_(g), thread_(all) {
+    g_.index = 0;
+    thread_.prepare(g_);
+    fill(weights_.get(), kTileColumns);
+    pack_panel(matrix(), 0, kTileColumns, g.bf16, panel_.get());
+  }
+  // Whether equal rows have equal results
+  bool rows_alike() {
+    fill(rows_.get(), 1);
+    for (size_t r = 1; r < g_.rows; ++r) std::memcpy(rows_.get() + r * row_bytes(), rows_.get(), row_bytes());
+    const float* out = run();
+    for (size_t r = 1; r < kTileRows; ++r)
+      if (std::memcmp(out, out + r * kTileColumns, kTileColumns * sizeof(float)) != 0) return false;
+    return true;
+  }
+  // oneDNN 2.6 takes blocks of 512 inputs up to a depth of 1024, and of 1024 beyond that.
+  size_t token_block() {
+    if (!g_.bf16 || !takes_tokens(matrix())) return 0;
+    fill(rows_.get(), g_.rows);
+    const float* out = run();
+    const Memory spread = aligned(spread_bytes(g_.depth)), turned = aligned(kTileColumns * row_bytes()), memory = aligned(kTokens * kTileColumns * sizeof(float));
+    spread_tokens(rows_.get(), kTokens, g_.depth, spread.get());
+    transpose(weights_.get(), m_bytes(true), kTileColumns, g_.depth, 0, kTileColumns, turned.get());
+    Matrix columns = matrix();
+    columns.data = turned.get();
+    columns.in_major = true;
+    auto* tile = reinterpret_cast<float*>(memory.get());
+    const auto same = [&] { return std::memcmp(out, tile, kTokens * kTileColumns * sizeof(float)) == 0; };
+    for (const size_t block : {size_t{512}, size_t{1024}, size_t{g_.depth}}) {
+      multiply_tokens(matrix(), 0, kTileColumns, spread.get(), kTokens, block, tile, {});
+      if (!same()) continue;
+      multiply_columns_bf16_dot(columns, 0, kTileColumns, rows_.get(), kTokens, block, tile);
+      return same() ? block : 0;
     }
-  };
-  fill(rows.get(), g.depth);
-  for (size_t r = 1; r < g.rows; ++r) std::memcpy(static_cast<char*>(rows.get()) + r * g.depth * element, rows.get(), g.depth * element);
-  fill(panel.get(), depth * kTileColumns);
-  GemmThread thread(all);
-  Gemm first = g;
-  first.index = 0;
-  thread.prepare(first);
-  thread.run(first, rows.get(), panel.get(), static_cast<float*>(tile.get()), scratch.get());
-  const auto* out = static_cast<const float*>(tile.get());
-  for (size_t r = 1; r < kTileRows; ++r)
-    if (std::memcmp(out, out + r * kTileColumns, kTileColumns * sizeof(float)) != 0) return false;
-  return true;
-}
+    return 0;
+  }
+
+ private:
+  using Memory = std::unique_ptr<char, decltype(&std::free)>;
+  static Memory aligned(size_t bytes) {
+    void* p = std::aligned_alloc(64, (bytes / 64 + 1) * 64);
+    if (!p) throw std::bad_alloc();
+    return {static_cast<char*>(p), std::free};
+  }
+  size_t row_bytes() const { return g_.depth * m_bytes(g_.bf16); }
+  Matrix matrix() const { return {weights_.get(), g_.bf16 ? DUET_BF16 : DUET_F32, g_.depth, kTileColumns}; }
+  void fill(char* to, size_t n_rows) {
+    std::vector<float> row(g_.depth);
+    for (size_t r = 0; r < n_rows; ++r) {
+      for (float& value : row) value = static_cast<float>(static_cast<int32_t>(random_ = random_ * 1664525u + 1013904223u)) * 0x1p-31f;
+      round_row(row.data(), row.size(), g_.bf16, to + r * row_bytes());
+    }
+  }
+  const float* run() {
+    auto* tile = reinterpret_cast<float*>(tile_.get());
+    thread_.run(g_, rows_.get(), panel_.get(), tile, scratch_.get());
+    return tile;
+  }
+
+  Gemm g_;
+  GemmThread thread_;
+  Memory rows_ = aligned(g_.rows * row_bytes()), weights_ = aligned(kTileColumns * row_bytes());
+  Memory panel_ = aligned(padded_depth(g_.depth, g_.bf16) * kTileColumns * m_bytes(g_.bf16));
+  Memory tile_ = aligned(g_.rows * kTileColumns * sizeof(float)), scratch_ = aligned(g_.scratch_bytes);
+  uint32_t random_ = 1;
+};
 
 }  // namespace
 
@@ -84,7 +124,10 @@ const Gemm* Gemms::get(uint32_t depth, bool bf16) {
   std::unique_ptr<Gemm> g;
   for (const size_t rows : {kTileRows, kMaxTileRows}) {
     g = make(depth, bf16, rows);
-    if ((g->alike = rows_alike(*this, *g))) break;
+    Trial trial(*this, *g);
+    if (!(g->alike = trial.rows_alike())) continue;
+    g->token_block = trial.token_block();
+    break;
   }
   g->index = static_cast<uint32_t>(all_.size());
   all_.push_back(std::move(g));

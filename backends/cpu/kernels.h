@@ -129,8 +129,16 @@ bool limit_instruction_set(std::string_view name);
 // as multiply_tile, for bf16 weights [out,in]
 void multiply_tile_bf16_dot(const Matrix& w, size_t first, size_t count, const void* x, size_t rows, float* tile, size_t next);
 
-// ---- bf16_columns.cc: as multiply_tile, for bf16 weights [in,out] ----
-void multiply_columns_bf16_dot(const Matrix& w, size_t first, size_t count, const void* x, size_t rows, float* tile);
+// ---- bf16_tokens.cc: what a product of panels gives, without panels; bf16 weights [out,in], an even number of inputs ----
+constexpr size_t kTokens = 32;
+bool takes_tokens(const Matrix& w);
+constexpr size_t spread_bytes(size_t depth) { return depth * kTokens * sizeof(uint16_t); }
+void spread_tokens(const void* x, size_t rows, size_t depth, void* spread);  // x bf16 [rows,depth], rows <= kTokens; `spread`: of spread_bytes
+// tile[row][0..count) from what spread_tokens left; writes kTokens rows. Each `block` of inputs, an even number, is summed by itself. `next`: see multiply_tile of quantised weights
+void multiply_tokens(const Matrix& w, size_t first, size_t count, const void* spread, size_t rows, size_t block, float* tile, Slice next);
+
+// ---- bf16_columns.cc: as multiply_tile, for bf16 weights [in,out]; each `block` of inputs, an even number, is summed by itself ----
+void multiply_columns_bf16_dot(const Matrix& w, size_t first, size_t count, const void* x, size_t rows, size_t block, float* tile);
 
 // ---- bf16_skipping.cc: the same instruction, and two rows of W at a time, those of two neighbouring stretches ----
 // as add_rows, for bf16 weights

@@ -52,10 +52,36 @@ Slice slice_ahead(const Worker& w, size_t ahead) {
   return {};
 }
 
+// A task is a slice of outputs for a block of tokens, which each thread spreads for itself.
+void multiply_tokens(const Product& p, Worker& w) {
+  const size_t slices = (p.w.out + kTileColumns - 1) / kTileColumns, blocks = (p.rows + kTokens - 1) / kTokens;
+  size_t spread = blocks;  // none
+  for (size_t task; (task = w.next->fetch_add(1, std::memory_order_relaxed)) < slices * blocks;) {
+    const size_t slice = task % slices, block = task / slices, row = block * kTokens, rows = std::min(kTokens, p.rows - row);
+    const size_t first = slice * kTileColumns, count = std::min<size_t>(kTileColumns, p.w.out - first), next = slice + w.n;
+    if (spread != block) spread_tokens(static_cast<const uint16_t*>(p.in) + row * p.w.in, rows, p.w.in, w.rows), spread = block;
+    const bool again = next >= slices && block + 1 < blocks;
+    multiply_tokens(p.w, first, count, w.rows, rows, p.gemm->token_block, w.tile, again ? Slice{&p.w, next % slices * kTileColumns} : slice_ahead(w, next));
+    finish_tile(w.tile, rows, count, p.finish, p.out_bf16, static_cast<char*>(p.out) + (row * p.w.out + first) * m_bytes(p.out_bf16), p.w.out);
+  }
+}
+
+// The same for few tokens and weights [in,out], read where they are as often as there are four tokens.
+void multiply_columns(const Product& p, Worker& w) {
+  const size_t slices = (p.w.out + kTileColumns - 1) / kTileColumns;
+  for (size_t slice; (slice = w.next->fetch_add(1, std::memory_order_relaxed)) < slices;) {
+    const size_t first = slice * kTileColumns, count = std::min<size_t>(kTileColumns, p.w.out - first);
+    multiply_columns_bf16_dot(p.w, first, count, p.in, p.rows, p.gemm->token_block, w.tile);
+    finish_tile(w.tile, p.rows, count, p.finish, p.out_bf16, static_cast<char*>(p.out) + first * m_bytes(p.out_bf16), p.w.out);
+  }
+}
+
 // A task is a slice of outputs for a group of row blocks. Slices are few in small models and parallel mode, so there rows are
 // divided too, as long as packing the slice again costs little beside the product.
 void multiply(const Product& p, Worker& w) {
   if (p.rows == 0) return;
+  if (p.gemm && p.gemm->token_block && takes_tokens(p.w)) return multiply_tokens(p, w);
+  if (p.gemm && p.gemm->token_block && p.w.in_major && p.rows <= kTokens) return multiply_columns(p, w);
   constexpr size_t columns = kTileColumns, kGroupBlocks = 4;
   const size_t block_size = p.w.quantised() ? kMaxTileRows : kTileRows;  // a multiple of six, which the integer products take at a time
   const size_t slices = (p.w.out + columns - 1) / columns, blocks = (p.rows + block_size - 1) / block_size;

@@ -136,7 +136,7 @@ HWY_EXPORT(MultiplyTile);
 HWY_EXPORT(FinishAny);
 void multiply_tile(const Matrix& w, size_t first, size_t count, const void* x, size_t rows, float* tile, size_t next) {
   if (w.dtype == DUET_BF16 && has_bf16_dot()) {
-    if (w.in_major) return multiply_columns_bf16_dot(w, first, count, x, rows, tile);
+    if (w.in_major) return multiply_columns_bf16_dot(w, first, count, x, rows, w.in, tile);
     return multiply_tile_bf16_dot(w, first, count, x, rows, tile, next);
   }
   HWY_DYNAMIC_DISPATCH(MultiplyTile)(w, first, count, x, rows, tile);
