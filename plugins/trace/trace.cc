@@ -1,13 +1,17 @@
 // trace: how long each stage takes. At the end a table, through the log; with DUET_TRACE_FILE=file.json every call as well,
 // for chrome://tracing or Perfetto. It waits for the queue before and after each stage: what a device would do at once or
 // hide behind other work is done one after another, so the sum is more than a run without it takes.
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cinttypes>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <random>
 #include <utility>
 
 #include <duet_interpose.hpp>
@@ -19,13 +23,28 @@ double now() { return std::chrono::duration<double, std::micro>(std::chrono::ste
 // The events of a process in Chrome's format. All devices share it; it appears whole when the last of them ends.
 class EventFile {
  public:
-  explicit EventFile(const char* path) : path_(path), temporary_(path_ + ".tmp." + std::to_string(::getpid())), file_(std::fopen(temporary_.c_str(), "wx")) {
-    if (file_) std::fputs("{\"traceEvents\": [", file_);
+  explicit EventFile(const char* path) : path_(path) {
+    struct stat s {};
+    if (const std::unique_ptr<char, decltype(&std::free)> real(::realpath(path, nullptr), std::free); real) path_ = real.get();  // what a link points to is replaced, not the link
+    if (::stat(path_.c_str(), &s) == 0 && !S_ISREG(s.st_mode)) {
+      problem_ = "is not a regular file, so it is not replaced";
+      return;
+    }
+    std::random_device random;  // a killed process may have left a file, and had this one's number, as in containers
+    for (int attempt = 0; attempt < 16 && !file_; ++attempt) {
+      temporary_ = path_ + ".tmp." + std::to_string(::getpid()) + "." + std::to_string(random());
+      file_ = std::fopen(temporary_.c_str(), "wx");
+      if (!file_ && errno != EEXIST) break;
+    }
+    if (file_)
+      std::fputs("{\"traceEvents\": [", file_);
+    else
+      problem_ = std::string("cannot be written: ") + std::strerror(errno);
   }
   ~EventFile() {
     if (file_) std::fclose(file_), ::unlink(temporary_.c_str());
   }
-  bool good() const { return file_ != nullptr; }
+  const std::string& problem() const { return problem_; }  // "" if there is none
 
   void add(const duetp::Call& c, double begin, double end, unsigned device, size_t queue) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -47,8 +66,8 @@ class EventFile {
  private:
   const double start_ = now();
   std::mutex mutex_;
-  std::string path_, temporary_;
-  std::FILE* file_;
+  std::string path_, temporary_, problem_;
+  std::FILE* file_ = nullptr;
   uint64_t n_ = 0;
   unsigned devices_ = 0;
 };
@@ -64,7 +83,7 @@ class Trace : public duetp::Interposer {
     const std::lock_guard<std::mutex> lock(sharing);
     file_ = shared.lock();
     if (!file_) shared = file_ = std::make_shared<EventFile>(path);
-    if (!file_->good()) fail(DUET_E_IO, std::string(path) + ": cannot be written: " + std::strerror(errno));
+    if (!file_->problem().empty()) fail(DUET_E_IO, std::string(path) + ": " + file_->problem());
     device_ = file_->next_device();
   }
 

@@ -1,7 +1,9 @@
 // What trace counts, and the file that it writes.
 #include <stdlib.h>
+#include <sys/stat.h>
 
 #include <filesystem>
+#include <fstream>
 #include <map>
 #include <sstream>
 
@@ -78,5 +80,34 @@ TEST_CASE("a trace file that cannot be written fails the load, and nothing that 
   CHECK(fault_of_load(layers::library("trace", log), "reference", DUET_OK).empty());
   ::unsetenv("DUET_TRACE_FILE");
   CHECK_FALSE(std::filesystem::exists(path));
-  CHECK_FALSE(std::filesystem::exists(path + ".tmp." + std::to_string(::getpid())));
+  for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::temp_directory_path()))
+    if (entry.path().string().rfind(path, 0) == 0) FAIL_CHECK("left " << entry.path());
+}
+
+TEST_CASE("a trace replaces regular files only, what a link points to, and is not stopped by what a killed process has left") {
+  namespace fs = std::filesystem;
+  const fs::path folder = fs::temp_directory_path() / ("duet-trace-folder-" + std::to_string(::getpid()));
+  fs::create_directory(folder);
+  const fs::path pipe = folder / "pipe", target = folder / "target", link = folder / "link";
+  REQUIRE(::mkfifo(pipe.c_str(), 0600) == 0);
+  Lines log;
+  for (const fs::path& path : {folder, pipe}) {
+    ::setenv("DUET_TRACE_FILE", path.c_str(), 1);
+    CHECK(says(fault_of_load(layers::library("trace", log), "reference", DUET_E_IO), path.string() + ": is not a regular file"));
+  }
+  CHECK(fs::is_fifo(pipe));
+
+  for (const fs::path& file : {target, folder / ("target.tmp." + std::to_string(::getpid()))}) std::ofstream(file) << "old";
+  fs::create_symlink(target, link);
+  ::setenv("DUET_TRACE_FILE", link.c_str(), 1);
+  {
+    const auto lib = layers::library("trace", log);
+    const auto m = load(lib, golden::path("tiny.pth"), "reference");
+    (void)forward(session(m, DUET_MODE_PARALLEL), state(m), ragged().tokens);
+  }
+  ::unsetenv("DUET_TRACE_FILE");
+  CHECK(fs::is_symlink(link));
+  CHECK(nlohmann::json::parse(golden::slurp(target)).contains("traceEvents"));
+  CHECK(std::distance(fs::directory_iterator(folder), {}) == 4);  // nothing else is left
+  fs::remove_all(folder);
 }
