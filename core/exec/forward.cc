@@ -89,6 +89,8 @@ void time_mix(const Pass& p, uint32_t i) {
   Call(p, i, DUETP_LINEAR_OUTPUT).in({b.o}).out({b.x}).run(d.linear);  // x += W o
 }
 
+void channel_mix(const Pass& p, uint32_t i) { Call(p, i).in({p.act.x}).out({p.act.x}).run(p.model.device().channel_mix); }
+
 // The arguments of rungs 2 and 3
 duetp_step step(const Pass& p, const duetp_frame& frame) {
   duetp_step s{};
@@ -102,8 +104,6 @@ duetp_step step(const Pass& p, const duetp_frame& frame) {
   s.v_first = p.act.v_first;
   return s;
 }
-
-void channel_mix(const Pass& p, uint32_t i) { Call(p, i).in({p.act.x}).out({p.act.x}).run(p.model.device().channel_mix); }
 
 }  // namespace
 
