@@ -39,18 +39,19 @@ Handle make(Create create, Arguments... arguments) {
   return Handle(object);
 }
 
-// The text that `get(arguments..., dst, cap, &size)` returns.
+// The text that `get(arguments..., dst, cap, &size)` returns. Not asked for its size first: the call may read a whole file for it,
+// and warn of what it finds there.
 template <class Get, class... Arguments>
 std::string get_text(Get get, Arguments... arguments) {
-  std::string out;
-  size_t size = 0;
-  check(get(arguments..., nullptr, 0, &size));
-  do {  // it may have grown in between
-    out.resize(size);
+  constexpr size_t kMostTexts = size_t{1} << 20;
+  std::string out(kMostTexts, '\0');
+  for (bool whole = false; !whole;) {  // it may have grown in between
+    size_t size = 0;
     const duet_status status = get(arguments..., out.data(), out.size(), &size);
     if (status != DUET_E_SMALL) check(status);
-  } while (size > out.size());
-  out.resize(size);
+    whole = size <= out.size();
+    out.resize(size);
+  }
   return out;
 }
 

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <random>
 
 #include "terminal.h"
 
@@ -21,8 +22,13 @@ static_assert(std::endian::native == std::endian::little, "the format is little-
 // A file beside the target that takes its name on commit().
 class Replacement {
  public:
-  explicit Replacement(const std::string& path) : path_(std::filesystem::weakly_canonical(path).string()), temp_(fmt::format("{}.tmp.{}", path_, ::getpid())) {
-    fd_ = ::open(temp_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0666);
+  explicit Replacement(const std::string& path) : path_(std::filesystem::weakly_canonical(path).string()) {
+    std::random_device random;  // a killed process may have left a file, and had this one's number, as in containers
+    for (int attempt = 0; attempt < 16 && fd_ < 0; ++attempt) {
+      temp_ = fmt::format("{}.tmp.{}.{:08x}", path_, ::getpid(), random());
+      fd_ = ::open(temp_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0666);
+      if (fd_ < 0 && errno != EEXIST) break;
+    }
     if (fd_ < 0) fail("creating " + temp_);
     struct stat s {};
     if (::stat(path_.c_str(), &s) == 0) (void)!::fchmod(fd_, s.st_mode & 07777);
@@ -61,7 +67,8 @@ class Replacement {
  private:
   [[noreturn]] void fail(const std::string& doing) { throw Failure(fmt::format("{}: {}: {}", path_, doing, std::strerror(errno))); }
 
-  const std::string path_, temp_;
+  const std::string path_;
+  std::string temp_;
   int fd_ = -1;
 };
 

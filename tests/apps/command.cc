@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 
@@ -182,6 +183,16 @@ std::string small_model(const Folder& folder, const std::string& n_vocab) {
   const std::string path = folder / "small.safetensors";
   good({"init", "--layers", "2", "--embd", "64", "--vocab-size", n_vocab, "--head-size", "32", "--seed", "7", path});
   return path;
+}
+
+void spoil(const std::string& path, const std::string& tensor) {
+  std::string bytes = golden::slurp(path);
+  uint64_t header = 0;
+  std::memcpy(&header, bytes.data(), sizeof header);
+  const auto entry = nlohmann::json::parse(bytes.substr(8, header)).at(tensor);
+  REQUIRE(entry.at("dtype") == "F32");
+  bytes.replace(8 + header + entry.at("data_offsets").at(0).get<size_t>(), 4, "\0\0\xc0\x7f", 4);
+  write(path, bytes);
 }
 
 }  // namespace command

@@ -69,5 +69,7 @@ class Folder {
 void write(const std::string& path, const std::string& content);
 // A fresh model of 2 layers, width 64 and `n_vocab` tokens.
 std::string small_model(const Folder& folder, const std::string& n_vocab = "300");
+// Makes the first element of an f32 tensor NaN, in a file of safetensors.
+void spoil(const std::string& path, const std::string& tensor);
 
 }  // namespace command

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 
 #include "apps/command.h"
@@ -37,6 +38,16 @@ TEST_CASE("info describes a model file") {
     CHECK(r.code == 1);
     CHECK(r.error.find(path) != r.error.npos);
   }
+}
+
+TEST_CASE("info reads a file once, and warns once") {
+  const Folder folder;
+  const std::string model = small_model(folder);
+  spoil(model, "ln_out.weight");
+  const std::string error = good({"info", model, "--verify"}).error;
+  const size_t first = error.find("ln_out.weight");
+  REQUIRE(first != error.npos);
+  CHECK(error.find("ln_out.weight", first + 1) == error.npos);
 }
 
 TEST_CASE("convert writes the same model as safetensors") {
@@ -155,6 +166,18 @@ TEST_CASE("an output that cannot or must not be written is refused before any wo
   CHECK(golden::slurp(model) == content);
   CHECK(golden::slurp(folder / "model/model.safetensors") == golden::slurp(golden::path("tiny_fla/model.safetensors")));
   CHECK(folder.names() == Words{"link", "model", "small.safetensors"});
+}
+
+TEST_CASE("what a killed process has left beside its output does not stop one of the same number") {
+  const Folder folder;
+  const std::string out = folder / "out";
+  for (const std::string& writer : Words{"logits --tokens 1 --output", "generate --prompt a --max-tokens 1 --quiet --state-out"}) {
+    // the shell becomes the command: $$ is its number too
+    const std::string line = ": >'" + out + ".tmp.'$$; exec '" + program() + "' " + writer + " '" + out + "' >/dev/null";
+    INFO(line);
+    CHECK(std::system(line.c_str()) == 0);
+    CHECK(std::filesystem::remove(out));
+  }
 }
 
 TEST_CASE("a disk that is full leaves the old file as it was, and no half of a new one") {
