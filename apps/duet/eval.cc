@@ -75,6 +75,7 @@ Score score(const Reader& model, const Reader* reference, duet_tokenizer* tokeni
     out.bytes += bytes;
     check_interrupted();
     progress.update(out.documents, documents.size());
+    if (!std::isfinite(out.nll + comparison.reference_nll)) break;  // no further document makes it a number
   }
   out.seconds = seconds_now() - begin;
   return out;
@@ -90,7 +91,7 @@ void run_eval(const Arguments& arguments) {
   duet_mode mode = DUET_MODE_AUTO;
   uint32_t max_tokens = 1024;
   bool json = false;
-  Options options("eval", "--model M --text F [OPTIONS]",
+  Options options("eval", "[--model M] --text F [OPTIONS]",
                   "Scores documents. They stand between lines '<|endoftext|>' and are trimmed of surrounding white space; each is scored\n"
                   "from a fresh state as token 0 and its first 1023 tokens. Gives the loss per predicted token in nats, the bits per byte of\n"
                   "those tokens, the perplexity per token, and the speed. Beside a reference also its loss, the divergence KL(reference ||\n"
@@ -133,6 +134,12 @@ void run_eval(const Arguments& arguments) {
   }
   Comparison comparison;
   const Score s = score(reader, comparing ? &*reference_reader : nullptr, tokenizer.get(), documents, max_tokens, library_options.quiet, comparison);
+
+  const auto require_finite = [](double nll, const std::string& model) {
+    if (!std::isfinite(nll)) throw Failure(fmt::format("{}: its loss is {}; {}", model, nll, not_finite_hint(model)));
+  };
+  require_finite(s.nll, model_options.path);
+  require_finite(comparison.reference_nll, reference_options.path);
 
   const double rate = static_cast<double>(s.tokens) / s.seconds;
   const auto share = [&](double sum) { return sum / static_cast<double>(comparison.positions); };

@@ -87,7 +87,7 @@ void write_statistics(const duet_generate_result& result, const char* finish, co
               "\n");
 }
 
-// The state that goes with the text that was shown: the last token drawn has not been read yet, and token 0 never is.
+// The state after the last token drawn, a stop text's included: that token has not been read yet, and token 0 never is.
 void save_state(duet_session* session, duet_state* state, int32_t last_token, const std::string& path) {
   if (last_token != 0) {
     auto batch = DUET_INIT(duet_batch);
@@ -119,7 +119,7 @@ void run_generate(const Arguments& arguments) {
       .texts("stop", "TEXT", w.stop, "stop before this text would appear; may be repeated")
       .mode(w.mode, "how the prompt is read: auto, parallel or recurrent (default: auto); drawing is always recurrent")
       .file("state-in", "FILE", w.state_in, "continue from a saved state; needs a prompt, and no token 0 is put before it")
-      .file("state-out", "FILE", w.state_out, "save the state after the last token (a final token 0 is left out)");
+      .file("state-out", "FILE", w.state_out, "save the state after the last token (a stop text is in it, a final token 0 is not), unless interrupted");
   options.section("Sampling")
       .number<float>("temperature", "T", w.temperature, 0, 100, "0 to 100; 0 takes the most probable token (default: 1)")
       .number<float>("top-p", "P", w.top_p, 0, 1, "0 to 1; keep the most probable tokens up to this sum (default: 0.7; 1: all)")
@@ -171,6 +171,7 @@ void run_generate(const Arguments& arguments) {
   const duet_status status = duet_generate(session.get(), state.get(), 0, sampler.get(), prompt.data(), prompt.size(), &o, &result);
   stream.callback.rethrow();
   const bool cancelled = status == DUET_E_CANCELLED;
+  if (status == DUET_E_NUMERIC) throw Failure(fmt::format("{}; {}", duet_last_error(), not_finite_hint(model_options.path)));
   if (!cancelled) check(status);
   if (out_is_terminal() && stream.last_byte != '\n') write_error("\n");  // the terminal's line, not the text's
   if (!library_options.quiet) write_statistics(result, cancelled ? "interrupt" : finish_name(result.finish), info_of(model.get()), load_s, w);

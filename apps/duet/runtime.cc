@@ -112,6 +112,8 @@ duet_model_info info_of(duet_model* model) {
   return info;
 }
 
+std::string not_finite_hint(const std::string& model) { return fmt::format("'duet info --verify {}' names weights that are not finite", model); }
+
 const char* dtype_name(duet_dtype dtype) {
   switch (dtype) {
     case DUET_F32: return "f32";

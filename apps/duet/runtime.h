@@ -46,6 +46,8 @@ struct StateOptions {
 Tokenizer open_tokenizer(duet_library* library, const std::string& vocab, duet_model* model);  // the model's own without `vocab`
 std::vector<int32_t> encode(duet_tokenizer* tokenizer, std::string_view text, std::vector<int32_t> before = {});  // `before`, then the text's tokens
 duet_model_info info_of(duet_model* model);
+// What to do about logits that are no numbers, as the end of a sentence.
+std::string not_finite_hint(const std::string& model);
 const char* dtype_name(duet_dtype dtype);
 std::string bytes_text(uint64_t bytes);  // "14.2 MiB"
 

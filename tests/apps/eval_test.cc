@@ -144,6 +144,31 @@ TEST_CASE("eval refuses a reference that does not fit") {
   CHECK(with({"--compare-to", small}).error.find("vocabulary of 300") != std::string::npos);
 }
 
+TEST_CASE("a loss that is no number is an error that names the model and the way out") {
+  const Folder folder;
+  write(folder / "text", heldout(2));
+  const std::string model = folder / "model";
+  good({"convert", bundled_model(), model, "--dtype", "f32"});
+  spoil(model, "head.weight");
+  const auto refused = [&](const Words& words) {
+    const Result r = run(words);
+    INFO(Catch::Detail::stringify(words) << r.error);
+    CHECK(r.code == 1);
+    CHECK(r.error.find("'duet info --verify " + model + "'") != r.error.npos);
+    CHECK(r.out.empty());
+  };
+  const Words eval = {"eval", "--text", folder / "text", "--max-tokens", "16", "--vocab", bundled_vocab()};
+  const auto with = [](Words words, const Words& more) {
+    words.insert(words.end(), more.begin(), more.end());
+    return words;
+  };
+  refused(with(eval, {"--model", model}));
+  refused(with(eval, {"--model", model, "--json"}));
+  refused(with(eval, {"--compare-to", model}));
+  refused({"generate", "--model", model, "--vocab", bundled_vocab(), "--prompt", "a"});
+  CHECK(run({"info", model, "--verify"}).error.find("head.weight") != std::string::npos);
+}
+
 TEST_CASE("eval refuses a text without documents") {
   const Folder folder;
   write(folder / "empty", "\n <|endoftext|>\n\n");
