@@ -66,10 +66,13 @@ std::vector<int32_t> parse_tokens(std::string_view text, const std::string& sour
   const auto skip_blanks = [&] {
     while (at < text.size() && blank(text[at])) ++at;
   };
-  const auto refuse = [&](const std::string& expected) {
-    const std::string found = at < text.size() ? fmt::format("byte 0x{:02x}", static_cast<unsigned char>(text[at])) : "the end";
-    fail_file(source, fmt::format("byte {}: expected {}, found {}", at, expected, found));
+  const auto found = [&]() -> std::string {  // a number, if one is there
+    if (at == text.size()) return "the end";
+    const size_t digits = at + (text[at] == '-'), end = std::min(text.find_first_not_of("0123456789", digits), text.size());
+    if (end > digits) return std::string(text.substr(at, std::min<size_t>(end - at, 24)));
+    return fmt::format("byte 0x{:02x}", static_cast<unsigned char>(text[at]));
   };
+  const auto refuse = [&](const std::string& expected) { fail_file(source, fmt::format("byte {}: expected {}, found {}", at, expected, found())); };
   std::vector<int32_t> out;
   skip_blanks();
   const bool array = at < text.size() && text[at] == '[';

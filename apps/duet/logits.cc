@@ -54,7 +54,7 @@ void run_logits(const Arguments& arguments) {
   duet_mode mode = DUET_MODE_AUTO;
   uint32_t chunk = UINT32_MAX;
   bool hidden = false, v_first = false;
-  Options options("logits", "--model M (--tokens LIST | --tokens-file F) --output OUT [OPTIONS]",
+  Options options("logits", "[--model M] (--tokens LIST | --tokens-file F) --output OUT [OPTIONS]",
                   "Computes the logits after every token and the state after the last one, and writes them as safetensors, all F32:\n"
                   "logits [T,V], state.att_x [L,C], state.wkv [L,H,N,N] (value row, key column), state.ffn_x [L,C].");
   model_options.declare(options);

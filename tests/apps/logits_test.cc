@@ -89,6 +89,7 @@ TEST_CASE("logits refuse tokens and states that do not fit") {
     CHECK(r.code == 1);
     CHECK_FALSE(r.error.empty());
   }
+  for (const char* token : {"4294967296", "-1"}) CHECK(run({"logits", "--model", model, "--tokens", std::string("1,") + token, "--output", out}).error.find(std::string("found ") + token) != std::string::npos);
   write(folder / "nonsense", "not a state");
   CHECK(run({"logits", "--model", model, "--tokens", "1", "--state-in", folder / "nonsense", "--output", out}).code == 1);
   good({"logits", "--tokens", "1", "--output", folder / "other.state"});  // of the bundled model: another shape

@@ -151,6 +151,7 @@ TEST_CASE("backends and doctor tell what there is to compute on") {
   const Result text = good({"doctor"});
   CHECK(has(text.out, "reference"));
   CHECK_FALSE(has(text.out, "\x1b"));
+  for (const char* name : {"DUET_BACKEND", "DUET_PLUGIN_PATH", "DUET_PLUGIN_ADD", "DUET_PLUGIN_SELECT", "DUET_PLUGIN_DISABLE", "DUET_LAYERS"}) CHECK(has(text.out, std::string(name) + " "));
 
   const Result missing = good({"doctor", "--plugin-path", "/nonexistent/plugin.so"});
   CHECK(has(missing.out, "/nonexistent/plugin.so"));
