@@ -30,8 +30,8 @@ Json environment() {
 
 std::string as_text(const Json& report, const Json& variables, const std::string& model, bool model_found) {
   std::string out = fmt::format("duet {}\n", duet_version_string());
-  for (const auto& [name, value] : variables.items()) out += fmt::format("{:<19} {}\n", name, value.is_null() ? on_out(Colour::dim, "not set") : value.get<std::string>());
-  out += fmt::format("{:<19} {}{}\n\nPlugins, in the order in which they were considered:\n", "bundled model", model, model_found ? "" : on_out(Colour::yellow, " (missing)"));
+  for (const auto& [name, value] : variables.items()) out += fmt::format("{:<20} {}\n", name, value.is_null() ? on_out(Colour::dim, "not set") : value.get<std::string>());
+  out += fmt::format("{:<20} {}{}\n\nPlugins, in the order in which they were considered:\n", "bundled model", model, model_found ? "" : on_out(Colour::yellow, " (missing)"));
   for (const Json& plugin : report.at("plugins")) {
     const bool taken = plugin.value("taken", false);
     out += fmt::format("\n{}  {}  {}\n", taken ? on_out(Colour::green, "taken    ") : on_out(Colour::yellow, "not taken"), on_out(Colour::bold, field(plugin, "id")), field(plugin, "path"));
