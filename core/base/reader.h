@@ -17,14 +17,9 @@ using Bytes = std::span<const std::byte>;
 inline std::string_view as_text(Bytes b) { return {reinterpret_cast<const char*>(b.data()), b.size()}; }
 inline Bytes as_bytes(std::string_view s) { return {reinterpret_cast<const std::byte*>(s.data()), s.size()}; }
 
-// a + b, a * b, round a up to a multiple of b: false on overflow.
+// a + b, a * b: false on overflow.
 [[nodiscard]] inline bool checked_add(uint64_t a, uint64_t b, uint64_t& out) { return !__builtin_add_overflow(a, b, &out); }
 [[nodiscard]] inline bool checked_mul(uint64_t a, uint64_t b, uint64_t& out) { return !__builtin_mul_overflow(a, b, &out); }
-[[nodiscard]] inline bool checked_align_up(uint64_t a, uint64_t b, uint64_t& out) {
-  if (b == 0 || !checked_add(a, b - 1, out)) return false;
-  out -= out % b;
-  return true;
-}
 
 // Little-endian reader over a span that it does not own.
 class ByteReader {
