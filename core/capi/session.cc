@@ -61,7 +61,7 @@ duet_status duet_session_output(duet_session* session, uint32_t output, uint32_t
     if (output > DUET_OUTPUT_V_FIRST) fail(DUET_E_INVALID, "output {}: it is one of DUET_OUTPUT_*", output);
     const Output& o = x->output(output);
     if (row >= o.rows) fail(DUET_E_INVALID, "row {} of an output with {} rows in the last forward", row, o.rows);
-    *out_row = o.data.data() + size_t{row} * o.width;
+    *out_row = o.data + size_t{row} * o.width;
   });
 }
 
@@ -74,7 +74,7 @@ duet_status duet_session_outputs(duet_session* session, uint32_t output, const f
     Exclusive lock(x->busy, "session");
     if (output > DUET_OUTPUT_V_FIRST) fail(DUET_E_INVALID, "output {}: it is one of DUET_OUTPUT_*", output);
     const Output& o = x->output(output);
-    *out_rows_data = o.data.data();
+    *out_rows_data = o.data;
     *out_rows = o.rows;
     *out_width = o.width;
   });

@@ -1,8 +1,11 @@
 #include "exec/generate.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <exception>
 #include <optional>
+#include <utility>
 
 #include "text/stream.h"
 
@@ -27,9 +30,20 @@ class Running {
     if (!ended && cancel && __atomic_load_n(cancel, __ATOMIC_RELAXED) != 0) end(DUET_E_CANCELLED, duet::format("generation was cancelled after {} tokens", result.n_new));
     return !ended;
   }
-  // Draws with the host's sampler.
-  void pick(std::span<const float> logits) {
-    or_end([&] { return generation.sampler->pick(logits); });
+  // Draws with the host's sampler, in any thread; take_own() follows.
+  void draw(std::span<const float> logits) noexcept {
+    try {
+      own_ = generation.sampler->draw(logits);
+    } catch (...) {
+      failure_ = std::current_exception();
+    }
+  }
+  void take_own() {
+    or_end([&] {
+      if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+      generation.sampler->accept(own_);
+      return own_;
+    });
   }
   // A token that the device has drawn, or what it says in place of one.
   void take_drawn(int32_t token, uint32_t n_vocab) {
@@ -91,9 +105,15 @@ class Running {
   }
 
   TextStream stream_;
+  int32_t own_ = 0;             // what draw() has drawn,
+  std::exception_ptr failure_;  // or why not
 };
 
 using Runnings = std::vector<Running*>;
+struct Drawer {
+  Running* running;
+  size_t row;  // of the logits
+};
 
 // Feeds tokens to the slots of some, all at once.
 class Feed {
@@ -114,9 +134,25 @@ class Feed {
   Batch batch_;
 };
 
-std::span<const float> logits_of(const Session& session, size_t row) {
-  const Output& o = session.output(DUET_OUTPUT_LOGITS);
-  return std::span(o.data).subspan(row * o.width, o.width);
+// Draws of the host's samplers from the logits of the last forward, divided among the threads: a draw depends on its own row only.
+// Then each is taken, in their order, by the caller's thread, whose callbacks those are.
+void pick(const Session& session, const std::vector<Drawer>& all) {
+  constexpr size_t kWorthIt = 1 << 16;  // logits, which take as long as waking a thread
+  struct Work {
+    const Output& logits;
+    const std::vector<Drawer>& all;
+    std::atomic<size_t> next{0};
+  } work{session.output(DUET_OUTPUT_LOGITS), all};
+  const auto share = [](void* ctx, uint32_t, uint32_t) {
+    Work& w = *static_cast<Work*>(ctx);
+    for (size_t i; (i = w.next.fetch_add(1, std::memory_order_relaxed)) < w.all.size();)
+      w.all[i].running->draw({w.logits.data + w.all[i].row * w.logits.width, w.logits.width});
+  };
+  if (all.size() > 1 && all.size() * work.logits.width > kWorthIt)
+    session.model()->library().team.run(share, &work);
+  else
+    share(&work, 0, 1);
+  for (const Drawer& d : all) d.running->take_own();
 }
 
 // Prompts are fed in pieces, so that a cancel is seen soon: a full pass, or a few single tokens of each. Who comes to an end
@@ -141,22 +177,28 @@ void read_prompts(Session& session, const std::shared_ptr<State>& state, const R
     }
     if (fed.empty()) return;
     feed.run(session, state, some_end ? DUET_OUT_LAST_LOGITS : DUET_OUT_NO_LOGITS);
+    std::vector<Drawer> drawers;
     for (size_t i = 0; i < fed.size(); ++i) {
       Running& r = *fed[i];
       r.result.n_prompt = r.generation.prompt.size() - r.rest.size();
       r.result.prompt_s = seconds_since(start);
       r.start = Clock::now();
-      if (r.rest.empty()) r.pick(logits_of(session, i));
+      if (r.rest.empty()) drawers.push_back({&r, i});
     }
+    pick(session, drawers);
   }
 }
 
 // One step with the host's samplers.
 void step(Session& session, const std::shared_ptr<State>& state, const Runnings& active) {
   Feed feed;
-  for (const Running* r : active) feed.add(*r, {&r->last, 1});
+  std::vector<Drawer> drawers;
+  for (Running* r : active) {
+    feed.add(*r, {&r->last, 1});
+    drawers.push_back({r, drawers.size()});
+  }
   feed.run(session, state, DUET_OUT_LAST_LOGITS, DUET_MODE_RECURRENT);
-  for (size_t i = 0; i < active.size(); ++i) active[i]->pick(logits_of(session, i));
+  pick(session, drawers);
 }
 
 // Steps on a device that draws. Who ends inside of them has been fed tokens that do not count: its slot goes back to where it

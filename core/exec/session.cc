@@ -178,7 +178,7 @@ void Session::take_rows(std::span<const uint32_t> index, const Rows& rows) {
   const float* hidden = rows.hidden ? fetch(hidden_, C) : nullptr;  // [rows, C]
   const float* logits = rows.logits ? fetch(logits_, V) : nullptr;  // [rows, V]
   wait();
-  for (size_t i = 0; i < index.size(); ++i) rows.take(index[i], hidden ? hidden + i * C : nullptr, logits ? logits + i * V : nullptr);
+  rows.take(index, hidden, logits);
 }
 
 // Uploads the frame of a pass, for which there must be room.
@@ -353,22 +353,40 @@ void Session::forward(const std::shared_ptr<State>& state, const Batch& batch, s
   rows.hidden = batch.outputs & DUET_OUT_HIDDEN;
   const auto n_tokens = static_cast<uint32_t>(batch.tokens.size());
   const auto n_seqs = static_cast<uint32_t>(std::count_if(batch.lengths.begin(), batch.lengths.end(), [](uint32_t n) { return n > 0; }));
-  const auto shape = [](Output& o, bool wanted, uint32_t n, uint32_t width) {
-    o.rows = 0;  // until there is room
-    o.data.resize(wanted ? size_t{n} * width : 0);
-    o.width = width;
-    o.rows = wanted ? n : 0;
+  const uint32_t n_rows = rows.all ? n_tokens : n_seqs;
+  for (Output& o : outputs_) o.data = nullptr, o.rows = 0;  // until they are computed
+  const auto room = [](Output& o, uint32_t n, uint32_t width) {
+    o.copies.resize(size_t{n} * width);
+    o.data = o.copies.data();
+    return o.copies.data();
   };
-  shape(outputs_[DUET_OUTPUT_LOGITS], rows.logits, rows.all ? n_tokens : n_seqs, V);
-  shape(outputs_[DUET_OUTPUT_HIDDEN], rows.hidden, rows.all ? n_tokens : n_seqs, C);
-  shape(outputs_[DUET_OUTPUT_V_FIRST], batch.outputs & DUET_OUT_V_FIRST, n_tokens, C);
-  const auto keep = [](Output& o, uint32_t row, const float* from) { std::copy_n(from, o.width, o.data.data() + size_t{row} * o.width); };
-  rows.take = [&](uint32_t row, const float* hidden, const float* logits) {
-    if (hidden) keep(outputs_[DUET_OUTPUT_HIDDEN], row, hidden);
-    if (logits) keep(outputs_[DUET_OUTPUT_LOGITS], row, logits);
+  const auto keep = [&](Output& o, uint32_t width, std::span<const uint32_t> index, const float* from) {
+    if (index.size() == n_rows) {  // all of them, hence in their order
+      o.data = from;
+      return;
+    }
+    float* to = room(o, n_rows, width);
+    for (size_t i = 0; i < index.size(); ++i) std::copy_n(from + i * width, width, to + size_t{index[i]} * width);
   };
-  if (batch.outputs & DUET_OUT_V_FIRST) rows.take_v_first = [&](uint32_t token, const float* v) { keep(outputs_[DUET_OUTPUT_V_FIRST], token, v); };
+  rows.take = [&](std::span<const uint32_t> index, const float* hidden, const float* logits) {
+    if (hidden) keep(outputs_[DUET_OUTPUT_HIDDEN], C, index, hidden);
+    if (logits) keep(outputs_[DUET_OUTPUT_LOGITS], V, index, logits);
+  };
+  const bool v_first = batch.outputs & DUET_OUT_V_FIRST;
+  if (v_first) rows.take_v_first = [&](uint32_t token, const float* v) { std::copy_n(v, C, room(outputs_[DUET_OUTPUT_V_FIRST], n_tokens, C) + size_t{token} * C); };
   run(state, batch, rows, mode.value_or(mode_));
+  const auto finish = [](Output& o, bool wanted, uint32_t n, uint32_t width) { o.rows = wanted ? n : 0, o.width = width; };
+  finish(outputs_[DUET_OUTPUT_LOGITS], rows.logits, n_rows, V);
+  finish(outputs_[DUET_OUTPUT_HIDDEN], rows.hidden, n_rows, C);
+  finish(outputs_[DUET_OUTPUT_V_FIRST], v_first, n_tokens, C);
+}
+
+void Session::keep_outputs() {
+  for (Output& o : outputs_) {
+    if (o.rows == 0 || o.data == o.copies.data()) continue;
+    o.copies.assign(o.data, o.data + size_t{o.rows} * o.width);
+    o.data = o.copies.data();
+  }
 }
 
 void Session::reserve_draws(uint32_t n_rows, uint32_t n_tokens, uint32_t n_entries) {
@@ -435,6 +453,7 @@ bool Session::reserve_undo(const State& state, uint32_t n_rows) {
 std::vector<int32_t> Session::draw(const std::shared_ptr<State>& state, std::span<const Draw> rows, uint32_t n_steps, bool keep) {
   const auto n = static_cast<uint32_t>(rows.size());
   std::vector<int32_t> out(size_t{n} * n_steps);
+  keep_outputs();
   try {
     for (uint32_t i = 0; keep && i < n; ++i)
       check_plugin(device_, device_.table.state_copy(device_.memory_self, queue_, kept_->device_state(), i, state->device_state(), rows[i].slot));
@@ -455,15 +474,19 @@ void Session::score(const std::shared_ptr<State>& state, uint32_t slot, std::spa
   const uint32_t V = model_->shape().n_vocab;
   Rows rows;
   rows.all = rows.logits = true;
-  rows.take = [&](uint32_t t, const float*, const float* logits) {
-    if (t + 1 >= tokens.size()) return;
-    const double top = *std::max_element(logits, logits + V);
-    double sum = 0;
-    for (uint32_t i = 0; i < V; ++i) sum += std::exp(logits[i] - top);
-    out_nll[t] = top + std::log(sum) - logits[tokens[t + 1]];
+  rows.take = [&](std::span<const uint32_t> index, const float*, const float* logits) {
+    for (const uint32_t t : index) {
+      if (t + 1 >= tokens.size()) return;
+      const double top = *std::max_element(logits, logits + V);
+      double sum = 0;
+      for (uint32_t i = 0; i < V; ++i) sum += std::exp(logits[i] - top);
+      out_nll[t] = top + std::log(sum) - logits[tokens[t + 1]];
+      logits += V;
+    }
   };
   const Batch batch{tokens, {static_cast<uint32_t>(tokens.size())}, {slot}, 0};
   check(*state, batch);
+  keep_outputs();
   run(state, batch, rows, mode_);
 }
 

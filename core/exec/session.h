@@ -21,10 +21,11 @@ struct Batch {
   uint32_t outputs = DUET_OUT_LAST_LOGITS;
 };
 
-// Rows of one output of the last forward.
+// Rows of one output of the last forward: where the session's pass has left them, or, if they came in several blocks, copied.
 struct Output {
-  std::vector<float> data;  // [rows, width]
+  const float* data = nullptr;  // [rows, width]
   uint32_t rows = 0, width = 0;
+  std::vector<float> copies;
 };
 
 class Session {
@@ -59,7 +60,8 @@ class Session {
   struct Packed;    // the frame of a pass
   struct Recording;
   struct Rows {     // what a pass hands back, in pieces of at most kRowBlock rows
-    std::function<void(uint32_t index, const float* hidden, const float* logits)> take;  // index: of the row in the batch's output
+    // a block of rows, which stay until the next one; index[i]: of row i in the batch's output
+    std::function<void(std::span<const uint32_t> index, const float* hidden, const float* logits)> take;
     std::function<void(uint32_t index, const float* v_first)> take_v_first;              // index: of the token in the batch
     bool all = false, logits = false, hidden = false;
   };
@@ -75,6 +77,7 @@ class Session {
   void take_rows(std::span<const uint32_t> index, const Rows& rows);
   void reserve(uint32_t n_tokens, uint32_t n_rows, const Rows& rows);
   void reserve_draws(uint32_t n_rows, uint32_t n_tokens, uint32_t n_entries);
+  void keep_outputs();  // where no pass writes
   void upload(duetp_ref to, const void* from, uint64_t bytes);
   void wait();
   void drop_recordings() noexcept;

@@ -157,13 +157,18 @@ void Sampler::probs(std::span<const float> logits, std::span<float> out) {
   for (const Kept& k : kept_) out[k.token] = static_cast<float>(k.weight / total_);
 }
 
-int32_t Sampler::pick(std::span<const float> logits) {
+int32_t Sampler::draw(std::span<const float> logits) {
   keep(logits);
   const double target = counter_uniform(options_.seed, options_.sequence, position_) * total_;
   double sum = 0;
   const auto drawn = std::find_if(kept_.begin(), kept_.end(), [&](const Kept& k) { return (sum += k.weight) > target; });
-  accept(drawn->token);  // there is one: target < total_, which is the same sum
-  return drawn->token;
+  return drawn->token;  // there is one: target < total_, which is the same sum
+}
+
+int32_t Sampler::pick(std::span<const float> logits) {
+  const int32_t token = draw(logits);
+  accept(token);
+  return token;
 }
 
 void Sampler::accept(int32_t token) {

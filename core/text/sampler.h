@@ -30,6 +30,7 @@ class Sampler {
   // keeps stay, ties at the end of top_k go to the lower ids.
   void probs(std::span<const float> logits, std::span<float> out);
   int32_t pick(std::span<const float> logits);  // draws and accepts
+  int32_t draw(std::span<const float> logits);  // the same again until something is accepted
   void accept(int32_t token);
   void reset();
 
