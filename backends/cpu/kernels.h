@@ -103,7 +103,7 @@ void round_rows(const float* x, size_t in, size_t rows, const RoundedRows& out);
 void round_groups(const float* x, size_t ld, size_t n, size_t rows, const RoundedRows& out, size_t group);
 // `first` is a multiple of kTile. A row's bits are the same in both modes; on x86-64 also with VNNI and with AVX2.
 // Rows of y are ld apart, and written in whole tiles. `next`: what this thread will probably be asked for next, to be fetched
-// meanwhile where there is one row, which costs less time than its weights.
+// meanwhile.
 struct Slice {  // some outputs of a matrix
   const Matrix* w = nullptr;  // NULL = none
   size_t first = 0;

@@ -42,6 +42,24 @@ Tiles tiles_at(const Matrix& m, size_t first, const Slice& next) {
   return tiles;
 }
 
+// What products of several rows fetch from memory meanwhile, evenly over the groups of all blocks of rows: the two tiles that come
+// next, then their scales and minimums
+struct Ahead {
+  struct Stretch {
+    const char *at, *end;
+  } left[3];
+  size_t lines;  // in a group
+};
+
+template <bool I4>
+Ahead ahead_of(const Slice& next, size_t groups, size_t blocks) {
+  if (!next.w || (next.w->dtype == DUET_I4) != I4) return {};
+  const Tiles t = tiles_at<I4>(*next.w, next.first, {});
+  const auto two = [](const auto* p, size_t step) { return Ahead::Stretch{reinterpret_cast<const char*>(p), reinterpret_cast<const char*>(p + 2 * step)}; };
+  const size_t bytes = 2 * (t.w_step + (I4 ? 4 : 2) * t.scale_step);
+  return {{two(t.w, t.w_step), two(t.scale, t.scale_step), I4 ? two(t.minimum, t.scale_step) : Ahead::Stretch{}}, (bytes / 64 + groups * blocks - 1) / (groups * blocks)};
+}
+
 inline int32_t four(const int8_t* q) {  // inputs, for all lanes alike
   int32_t v;
   __builtin_memcpy(&v, q, sizeof v);
@@ -54,9 +72,15 @@ VNNI __m512 floats16(const uint16_t* bf16) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bf16))), 16));
 }
 
+VNNI void fetch(Ahead& ahead) {
+  size_t n = ahead.lines;
+  for (Ahead::Stretch& s : ahead.left)
+    for (; n > 0 && s.at < s.end; --n, s.at += 64) _mm_prefetch(s.at, _MM_HINT_T1);
+}
+
 // T tiles x R rows
 template <bool I4, size_t T, size_t R>
-VNNI void product(const Tiles& m, const RoundedRows& x, float* out, size_t ld) {
+VNNI void product(const Tiles& m, const RoundedRows& x, float* out, size_t ld, Ahead& ahead) {
   __m512 y[R][T];
   UNROLL for (size_t r = 0; r < R; ++r) UNROLL for (size_t t = 0; t < T; ++t) y[r][t] = _mm512_setzero_ps();
   for (size_t g = 0; g < x.groups; ++g) {
@@ -67,6 +91,7 @@ VNNI void product(const Tiles& m, const RoundedRows& x, float* out, size_t ld) {
     const uint8_t *w = m.w + g * kGroup * kTile / (I4 ? 2 : 1), *next = g < m.next_groups ? m.next + (w - m.w) : w;
     const size_t next_step = g < m.next_groups ? m.next_step : m.w_step;
     const int8_t* q = x.q + g * kGroup;
+    if (T == 2) fetch(ahead);
     for (size_t i = 0; i < kGroup; i += I4 ? 8 : 4, w += 64, next += 64) {
       __m512i a[T], b[T];
       UNROLL for (size_t t = 0; t < T; ++t) {
@@ -104,25 +129,29 @@ VNNI void product(const Tiles& m, const RoundedRows& x, float* out, size_t ld) {
   UNROLL for (size_t r = 0; r < R; ++r) UNROLL for (size_t t = 0; t < T; ++t) _mm512_storeu_ps(out + r * ld + t * kTile, y[r][t]);
 }
 
-// T tiles for all rows, at most R at a time: the tiles stay in L1
+// T tiles for all rows, at most R at a time, in blocks of nearly one size: the tiles stay in L1
 template <bool I4, size_t T, size_t R>
-VNNI_FN void rows_of(const Tiles& m, const RoundedRows& all, size_t rows, float* y, size_t ld) {
+VNNI_FN void rows_of(const Tiles& m, const RoundedRows& all, size_t rows, float* y, size_t ld, Ahead ahead) {
   RoundedRows x = all;
-  for (; rows >= R; rows -= R, x = rounded_from(x, R), y += R * ld) product<I4, T, R>(m, x, y, ld);
+  for (size_t n = rows - std::min(rows, (rows + R - 1) / R * (R - 1)); n > 0; --n, rows -= R, x = rounded_from(x, R), y += R * ld)
+    product<I4, T, R>(m, x, y, ld, ahead);
   if constexpr (R > 1)
-    if (rows > 0) rows_of<I4, T, R - 1>(m, x, rows, y, ld);
+    if (rows > 0) rows_of<I4, T, R - 1>(m, x, rows, y, ld, ahead);
 }
 
-// Few rows wait for memory, which likes many streams: four tiles side by side. More rows are bound by the products: two tiles
-// leave registers for six rows.
+// One row waits for memory, which likes many streams: four tiles side by side. More rows are bound by the products: two tiles
+// leave registers for six rows, and memory works evenly at the tiles to come.
 template <bool I4>
 void multiply_vnni(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, Slice next) {
   const size_t n_tiles = (count + kTile - 1) / kTile;
   size_t t = 0;
   const auto take = [&](auto* fn, size_t n) {
-    for (; t + n <= n_tiles; t += n) fn(tiles_at<I4>(m, first + t * kTile, {next.w, next.first + t * kTile}), x, rows, y + t * kTile, ld);
+    for (; t + n <= n_tiles; t += n) {
+      const Slice then = t + 2 * n <= n_tiles ? Slice{&m, first + (t + n) * kTile} : next;
+      fn(tiles_at<I4>(m, first + t * kTile, {next.w, next.first + t * kTile}), x, rows, y + t * kTile, ld, rows == 1 ? Ahead{} : ahead_of<I4>(then, x.groups, (rows + 5) / 6));
+    }
   };
-  if (rows <= 3) take(rows_of<I4, 4, 3>, 4);
+  if (rows == 1) take(rows_of<I4, 4, 1>, 4);
   take(rows_of<I4, 2, 6>, 2);
   take(rows_of<I4, 1, 6>, 1);
 }
