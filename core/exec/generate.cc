@@ -137,7 +137,7 @@ class Feed {
 // Draws of the host's samplers from the logits of the last forward, divided among the threads: a draw depends on its own row only.
 // Then each is taken, in their order, by the caller's thread, whose callbacks those are.
 void pick(const Session& session, const std::vector<Drawer>& all) {
-  constexpr size_t kWorthIt = 1 << 16;  // logits, which take as long as waking a thread
+  constexpr size_t kWorthIt = 1 << 14;  // logits, which take about as long as having a thread begin
   struct Work {
     const Output& logits;
     const std::vector<Drawer>& all;
@@ -148,7 +148,7 @@ void pick(const Session& session, const std::vector<Drawer>& all) {
     for (size_t i; (i = w.next.fetch_add(1, std::memory_order_relaxed)) < w.all.size();)
       w.all[i].running->draw({w.logits.data + w.all[i].row * w.logits.width, w.logits.width});
   };
-  if (all.size() > 1 && all.size() * work.logits.width > kWorthIt)
+  if (all.size() > 1 && all.size() * work.logits.width >= kWorthIt)
     session.model()->library().team.run(share, &work);
   else
     share(&work, 0, 1);

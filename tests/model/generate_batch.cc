@@ -37,13 +37,14 @@ struct World {
   Library lib;
   Model m;
   Tokenizer t;
-  explicit World(const char* device) : lib(open(device)), m(load(lib, golden::path("tiny.pth"), device, DUET_F32)) {
+  explicit World(const char* device, uint32_t n_threads = 0) : lib(open(device, n_threads)), m(load(lib, golden::path("tiny.pth"), device, DUET_F32)) {
     duet_tokenizer* p = nullptr;
     check(duet_tokenizer_load(lib.get(), nullptr, &p));
     t.reset(p);
   }
-  static Library open(const std::string& device) {
+  static Library open(const std::string& device, uint32_t n_threads) {
     auto o = DUET_INIT(duet_library_options);
+    o.n_threads = n_threads;
     if (device == "draws") o.plugin_path = DUET_DRAWS;
     duet_library* p = nullptr;
     check(duet_library_create(&o, &p));
@@ -89,6 +90,7 @@ struct Asked {
   }
   void look(const World& w, const State& s, uint32_t slot) {
     user.told->state = arrays(w.m, s, slot);
+    if (user.wish->sampler.n_bias > 0) return;  // it bans all tokens
     std::vector<float> logits(info(w.m).n_vocab);
     for (size_t i = 0; i < logits.size(); ++i) logits[i] = std::sin(static_cast<float>(i));
     user.told->probs.resize(logits.size());
@@ -214,6 +216,39 @@ TEST_CASE("more sequences than one block of rows has") {
     for (size_t i = 0; i < wishes.size(); ++i) {
       INFO("sequence " << i);
       compare(got[i], want[i], device);
+    }
+  }
+}
+
+TEST_CASE("draws of a batch do not depend on the threads among which they are divided") {
+  std::vector<int32_t> every(256);
+  for (size_t i = 0; i < every.size(); ++i) every[i] = static_cast<int32_t>(i);
+  const std::vector<float> banned(every.size(), -INFINITY);
+  const auto some = many_wishes();
+  std::vector<Wish> wishes;  // enough for threads to be worth it, already for the first tokens
+  for (uint32_t i = 0; i < 100; ++i) {
+    Wish w{some[i % some.size()].sampler, {static_cast<int32_t>(i), 3}, 5 + i % 3};
+    if (i % 20 == 7) w.sampler.bias_tokens = every.data(), w.sampler.bias = banned.data(), w.sampler.n_bias = 256;  // cannot draw
+    if (i % 20 == 9) w.cancels_after = 2;
+    wishes.push_back(w);
+  }
+  for (const char* device : backends()) {
+    duet_status status = DUET_OK;
+    const auto want = together(World(device, 1), wishes, &status);
+    CHECK(status == DUET_E_NUMERIC);
+    const std::string sentence = duet_last_error();
+    for (const uint32_t n_threads : {2, 5}) {
+      INFO(device << ", " << n_threads << " threads");
+      const auto got = together(World(device, n_threads), wishes, &status);
+      CHECK(status == DUET_E_NUMERIC);
+      CHECK(duet_last_error() == sentence);
+      for (size_t i = 0; i < wishes.size(); ++i) {
+        INFO("sequence " << i);
+        CHECK(got[i].result.status == (i % 20 == 7 ? DUET_E_NUMERIC : i % 20 == 9 ? DUET_E_CANCELLED : DUET_OK));
+        CHECK(got[i].tokens == want[i].tokens);
+        CHECK(got[i].state == want[i].state);
+        CHECK(got[i].probs == want[i].probs);
+      }
     }
   }
 }

@@ -227,6 +227,37 @@ TEST_CASE("outputs: last logits, none, hidden, v_first") {
     }
 }
 
+// Outputs lie where the pass left them, or, if it took several, were copied: a text that is scored comes into their way.
+TEST_CASE("the outputs of a forward outlast a score, and end with the next forward") {
+  const auto lib = library();
+  for (const char* backend : backends())
+    for (const uint32_t n : {1, 3, 64, 65}) {
+      INFO(backend << ", " << n << " sequences");
+      const auto m = load(lib, golden::path("tiny.pth"), backend, DUET_F32);
+      const auto x = session(m, DUET_MODE_AUTO);
+      const auto s = state(m, n + 1);
+      Batch b;
+      for (uint32_t i = 0; i < n; ++i) b.add({static_cast<int32_t>(5 * i % 256)}, i);
+      const auto outputs = [&](uint32_t which) {
+        const float* data = nullptr;
+        uint32_t rows = 0, width = 0;
+        check(duet_session_outputs(x.get(), which, &data, &rows, &width));
+        return std::vector<float>(data, data + size_t{rows} * width);
+      };
+      const auto logits = forward(x, s, b, DUET_OUT_LAST_LOGITS | DUET_OUT_HIDDEN), hidden = outputs(DUET_OUTPUT_HIDDEN);
+      CHECK(logits.size() == n * info(m).n_vocab);
+      CHECK(hidden.size() == n * info(m).n_embd);
+      const auto tokens = random_tokens(100, 5);
+      std::vector<double> nll(99);
+      check(duet_score(x.get(), s.get(), n, tokens.data(), tokens.size(), nll.data()));
+      CHECK(outputs(DUET_OUTPUT_LOGITS) == logits);
+      CHECK(outputs(DUET_OUTPUT_HIDDEN) == hidden);
+      (void)forward(x, s, b, DUET_OUT_NO_LOGITS);
+      CHECK(outputs(DUET_OUTPUT_LOGITS).empty());
+      CHECK(outputs(DUET_OUTPUT_HIDDEN).empty());
+    }
+}
+
 TEST_CASE("score gives the same as all logits") {
   const auto lib = library();
   const auto m = load(lib, golden::path("tiny.pth"), backends().back(), DUET_F32);
