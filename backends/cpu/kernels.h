@@ -103,10 +103,10 @@ void round_rows(const float* x, size_t in, size_t rows, const RoundedRows& out);
 void round_groups(const float* x, size_t ld, size_t n, size_t rows, const RoundedRows& out, size_t group);
 // `first` is a multiple of kTile. A row's bits are the same in both modes; on x86-64 also with VNNI and with AVX2.
 // Rows of y are ld apart, and written in whole tiles. `next`: what this thread will probably be asked for next, to be fetched
-// meanwhile.
+// meanwhile. With one row, the more outputs at once, the longer the streams in which their weights are read.
 struct Slice {  // some outputs of a matrix
   const Matrix* w = nullptr;  // NULL = none
-  size_t first = 0;
+  size_t first = 0, count = 0;
 };
 void multiply_tile(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, Slice next);
 using IntegerProduct = void (*)(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, Slice next);

@@ -42,11 +42,23 @@ void fetch_ahead(const Matrix& w, size_t slice, size_t from, size_t to) {
   for (size_t at = from * row; at < to * row; at += 64) __builtin_prefetch(base + at, 0, 2);
 }
 
+// Outputs of a slice: kTileColumns, and some times as many where one row of inputs meets quantised weights. That waits for memory, and
+// the kernel reads a slice as four streams, which should be long. But where slices are few, threads should get equally many.
+size_t slice_columns(const Matrix& w, size_t rows, const Worker& worker) {
+  constexpr size_t kStream = 64 << 10, kMost = 4;  // bytes; times kTileColumns
+  if (!w.quantised() || rows != 1) return kTileColumns;
+  const size_t all = (w.out + kTileColumns - 1) / kTileColumns, stream = w.in * kTile / (w.dtype == DUET_I4 ? 2 : 1);
+  size_t n = std::clamp<size_t>((kStream + stream - 1) / stream, 1, kMost);
+  const auto even = [&] { return all >= 8 * worker.n * n || (all >= 2 * worker.n * n && all % (worker.n * n) == 0); };
+  while (n > 1 && !even()) --n;
+  return n * kTileColumns;
+}
+
 // The slice of outputs that is `ahead` of the first one of this phase, in this phase or in those that follow.
-Slice slice_ahead(const Worker& w, size_t ahead) {
+Slice slice_ahead(const Worker& w, size_t ahead, size_t rows) {
   for (const Matrix* const* m = w.weights; *m; ++m) {
-    const size_t slices = ((*m)->out + kTileColumns - 1) / kTileColumns;
-    if (ahead < slices) return {*m, ahead * kTileColumns};
+    const size_t columns = slice_columns(**m, rows, w), slices = ((*m)->out + columns - 1) / columns;
+    if (ahead < slices) return {*m, ahead * columns, std::min<size_t>(columns, (*m)->out - ahead * columns)};
     ahead -= slices;
   }
   return {};
@@ -61,7 +73,7 @@ void multiply_tokens(const Product& p, Worker& w) {
     const size_t first = slice * kTileColumns, count = std::min<size_t>(kTileColumns, p.w.out - first), next = slice + w.n;
     if (spread != block) spread_tokens(static_cast<const uint16_t*>(p.in) + row * p.w.in, rows, p.w.in, w.rows), spread = block;
     const bool again = next >= slices && block + 1 < blocks;
-    multiply_tokens(p.w, first, count, w.rows, rows, p.gemm->token_block, w.tile, again ? Slice{&p.w, next % slices * kTileColumns} : slice_ahead(w, next));
+    multiply_tokens(p.w, first, count, w.rows, rows, p.gemm->token_block, w.tile, again ? Slice{&p.w, next % slices * kTileColumns, kTileColumns} : slice_ahead(w, next, p.rows));
     finish_tile(w.tile, rows, count, p.finish, p.out_bf16, static_cast<char*>(p.out) + (row * p.w.out + first) * m_bytes(p.out_bf16), p.w.out);
   }
 }
@@ -82,7 +94,8 @@ void multiply(const Product& p, Worker& w) {
   if (p.rows == 0) return;
   if (p.gemm && p.gemm->token_block && takes_tokens(p.w)) return multiply_tokens(p, w);
   if (p.gemm && p.gemm->token_block && p.w.in_major && p.rows <= kTokens) return multiply_columns(p, w);
-  constexpr size_t columns = kTileColumns, kGroupBlocks = 4;
+  constexpr size_t kGroupBlocks = 4;
+  const size_t columns = slice_columns(p.w, p.rows, w);
   const size_t block_size = p.w.quantised() ? kMaxTileRows : kTileRows;  // a multiple of six, which the integer products take at a time
   const size_t slices = (p.w.out + columns - 1) / columns, blocks = (p.rows + block_size - 1) / block_size;
   const size_t groups = p.gemm || p.w.quantised() ? std::clamp<size_t>((4 * w.n + slices - 1) / slices, 1, (blocks + kGroupBlocks - 1) / kGroupBlocks) : 1;
@@ -102,12 +115,12 @@ void multiply(const Product& p, Worker& w) {
         w.gemm->run(*p.gemm, block_rows(p, row, rows, w), w.panel, w.tile, w.product);
       else if (p.w.quantised())
         multiply_tile(p.w, first, count, rounded_from(rounded, row), rows, direct ? static_cast<float*>(p.out) + row * p.w.out + first : w.tile,
-                      direct ? p.w.out : kTileColumns, slice_ahead(w, slice + w.n));
+                      direct ? p.w.out : columns, slice_ahead(w, slice + w.n, p.rows));
       else
         multiply_tile(p.w, first, count, static_cast<const char*>(p.in) + row * p.w.in * m_bytes(p.in_bf16), rows, w.tile, first + w.n * columns);
       if (p.passed.groups > 0) {
         finish_tile(w.tile, rows, count, p.finish, false, w.tile, columns);
-        round_groups(w.tile, columns, count, rows, rounded_from(p.passed, row), slice);
+        for (size_t i = 0; i < count; i += kGroup) round_groups(w.tile + i, columns, std::min(kGroup, count - i), rows, rounded_from(p.passed, row), (first + i) / kGroup);
         continue;
       }
       if (!direct) finish_tile(w.tile, rows, count, p.finish, p.out_bf16, static_cast<char*>(p.out) + (row * p.w.out + first) * m_bytes(p.out_bf16), p.w.out);
@@ -202,7 +215,7 @@ void lowrank_up_head(const Call& c, Worker& w, uint32_t, size_t head, size_t t0,
   const Matrix& up = c.layer->matrix[DUETP_T_W2 + c.which];
   const RoundedRows x = rounded_from(rounded_rows(up.in, c.max_tokens, w.region[by_which(kHiddenW, c.which)]), t0);
   const size_t N = c.layer->shape.head_size;
-  multiply_tile(up, head * N, N, x, t1 - t0, static_cast<float*>(c.out[DUETP_LOWRANK_OUT]) + t0 * up.out + head * N, up.out, {&up, (head + 1) * N});
+  multiply_tile(up, head * N, N, x, t1 - t0, static_cast<float*>(c.out[DUETP_LOWRANK_OUT]) + t0 * up.out + head * N, up.out, {&up, (head + 1) * N, N});
 }
 void channel_mix_key(const Call& c, Worker& w) {
   multiply_into(c, w, token_product(c, DUETP_T_FFN_KEY, w.region[kMixed], nullptr, c.layer->bf16, Finish::kRelu2), kKey, DUETP_T_FFN_VALUE);

@@ -106,8 +106,8 @@ TEST_CASE("what else is in the batch does not change a bit") {
 
 TEST_CASE("how many are in the batch does not change a bit") {
   constexpr int32_t kMost = 40;
-  for (const duet_dtype dtype : {DUET_BF16, DUET_F32, DUET_I4})
-    for (const uint32_t F : {131u, 4400u}) {  // of a part of the value matrix one block of rows, and two
+  for (const duet_dtype dtype : {DUET_BF16, DUET_F32, DUET_I8, DUET_I4})
+    for (const uint32_t F : {131u, 4400u}) {  // of a part of the value matrix one block of rows, and two; short and long slices of quantised keys
       const Model model(shape_of(2, 3, 20, F, 67), dtype);
       Device d(plugin(), 2);
       const Model::Layers layers(d, model);

@@ -20,44 +20,20 @@
 namespace duet_cpu {
 namespace {
 
-struct Tiles {  // neighbouring tiles of a matrix
-  const uint8_t* w;
-  const uint16_t *scale, *minimum;
-  size_t w_step, scale_step;  // from tile to tile
-  const uint8_t* next;        // those that are wanted next
-  size_t next_step, next_groups;
+struct Tiles {  // of a matrix, `apart` tiles from one to the next
+  const uint8_t* w = nullptr;
+  const uint16_t *scale = nullptr, *minimum = nullptr;
+  size_t groups = 0, apart = 0;
 };
 
 template <bool I4>
-Tiles tiles_at(const Matrix& m, size_t first, const Slice& next) {
-  constexpr size_t group = kGroup * kTile / (I4 ? 2 : 1);
-  const auto groups_of = [](const Matrix& w) { return (w.in + kGroup - 1) / kGroup; };
-  const size_t t = first / kTile, groups = groups_of(m), w_step = groups * group, scale_step = groups * kTile;
-  Tiles tiles{static_cast<const uint8_t*>(m.data) + t * w_step, static_cast<const uint16_t*>(m.scale) + t * scale_step,
-              I4 ? static_cast<const uint16_t*>(m.minimum) + t * scale_step : nullptr, w_step, scale_step, nullptr, 0, 0};
-  if (!next.w || next.w->dtype != m.dtype) return tiles;
-  tiles.next_groups = groups_of(*next.w);
-  tiles.next_step = tiles.next_groups * group;
-  tiles.next = static_cast<const uint8_t*>(next.w->data) + next.first / kTile * tiles.next_step;
-  return tiles;
-}
-
-// What products of several rows fetch from memory meanwhile, evenly over the groups of all blocks of rows: the two tiles that come
-// next, then their scales and minimums
-struct Ahead {
-  struct Stretch {
-    const char *at, *end;
-  } left[3];
-  size_t lines;  // in a group
-};
+constexpr size_t kGroupBytes = kGroup * kTile / (I4 ? 2 : 1);  // of a tile
 
 template <bool I4>
-Ahead ahead_of(const Slice& next, size_t groups, size_t blocks) {
-  if (!next.w || (next.w->dtype == DUET_I4) != I4) return {};
-  const Tiles t = tiles_at<I4>(*next.w, next.first, {});
-  const auto two = [](const auto* p, size_t step) { return Ahead::Stretch{reinterpret_cast<const char*>(p), reinterpret_cast<const char*>(p + 2 * step)}; };
-  const size_t bytes = 2 * (t.w_step + (I4 ? 4 : 2) * t.scale_step);
-  return {{two(t.w, t.w_step), two(t.scale, t.scale_step), I4 ? two(t.minimum, t.scale_step) : Ahead::Stretch{}}, (bytes / 64 + groups * blocks - 1) / (groups * blocks)};
+Tiles tiles_at(const Matrix& m, size_t tile, size_t apart) {
+  const size_t groups = (m.in + kGroup - 1) / kGroup, scales = tile * groups * kTile;
+  return {static_cast<const uint8_t*>(m.data) + tile * groups * kGroupBytes<I4>, static_cast<const uint16_t*>(m.scale) + scales,
+          I4 ? static_cast<const uint16_t*>(m.minimum) + scales : nullptr, groups, apart};
 }
 
 inline int32_t four(const int8_t* q) {  // inputs, for all lanes alike
@@ -72,15 +48,54 @@ VNNI __m512 floats16(const uint16_t* bf16) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bf16))), 16));
 }
 
-VNNI void fetch(Ahead& ahead) {
-  size_t n = ahead.lines;
-  for (Ahead::Stretch& s : ahead.left)
-    for (; n > 0 && s.at < s.end; --n, s.at += 64) _mm_prefetch(s.at, _MM_HINT_T1);
+// What products of several rows fetch from memory meanwhile, evenly over the groups of all blocks of rows: the two tiles that come
+// next, then their scales and minimums
+struct Ahead {
+  struct Stretch {
+    const char *at, *end;
+  } left[3];
+  size_t lines;  // in a group
+
+  VNNI void group(size_t) {
+    size_t n = lines;
+    for (Stretch& s : left)
+      for (; n > 0 && s.at < s.end; --n, s.at += 64) _mm_prefetch(s.at, _MM_HINT_T1);
+  }
+  VNNI void line(size_t, size_t) {}
+};
+
+template <bool I4>
+Ahead ahead_of(const Slice& next, size_t groups, size_t blocks) {
+  if (!next.w || (next.w->dtype == DUET_I4) != I4) return {};
+  const Tiles t = tiles_at<I4>(*next.w, next.first / kTile, 1);
+  const auto two = [](const auto* p, size_t step) { return Ahead::Stretch{reinterpret_cast<const char*>(p), reinterpret_cast<const char*>(p + 2 * step)}; };
+  const size_t w_step = t.groups * kGroupBytes<I4>, scale_step = t.groups * kTile, bytes = 2 * (w_step + (I4 ? 4 : 2) * scale_step);
+  return {{two(t.w, w_step), two(t.scale, scale_step), I4 ? two(t.minimum, scale_step) : Ahead::Stretch{}}, (bytes / 64 + groups * blocks - 1) / (groups * blocks)};
 }
 
+// The same for one row: scales and minimums of the four tiles that come next, and one line in four of the tiles. Asking for all keeps
+// so many requests of the first-level cache that the prefetchers of the second, which follow long streams by themselves, fall behind.
+template <bool I4>
+struct Streams {
+  Tiles next;
+
+  VNNI void group(size_t g) {
+    if (g >= next.groups) return;
+    UNROLL for (size_t t = 0; t < 4; ++t) {
+      const size_t at = (t * next.apart * next.groups + g) * kTile;
+      _mm_prefetch(reinterpret_cast<const char*>(next.scale + at), _MM_HINT_T1);
+      if (I4) _mm_prefetch(reinterpret_cast<const char*>(next.minimum + at), _MM_HINT_T1);
+    }
+  }
+  VNNI void line(size_t g, size_t i) {
+    if (g < next.groups) _mm_prefetch(reinterpret_cast<const char*>(next.w + (i % 4 * next.apart * next.groups + g) * kGroupBytes<I4> + i * 64), _MM_HINT_T1);
+  }
+};
+
 // T tiles x R rows
-template <bool I4, size_t T, size_t R>
-VNNI void product(const Tiles& m, const RoundedRows& x, float* out, size_t ld, Ahead& ahead) {
+template <bool I4, size_t T, size_t R, class Fetch>
+VNNI void product(const Tiles& m, const RoundedRows& x, float* out, size_t ld, Fetch& ahead) {
+  const size_t w_step = m.apart * m.groups * kGroupBytes<I4>, scale_step = m.apart * m.groups * kTile;
   __m512 y[R][T];
   UNROLL for (size_t r = 0; r < R; ++r) UNROLL for (size_t t = 0; t < T; ++t) y[r][t] = _mm512_setzero_ps();
   for (size_t g = 0; g < x.groups; ++g) {
@@ -88,15 +103,14 @@ VNNI void product(const Tiles& m, const RoundedRows& x, float* out, size_t ld, A
     // q8 is shifted to 0 .. 255 for the product, which the bias takes back
     UNROLL for (size_t r = 0; r < R; ++r) UNROLL for (size_t t = 0; t < T; ++t)
         dot[r][t] = I4 ? _mm512_setzero_si512() : _mm512_set1_epi32(x.bias[r * x.groups + g]);
-    const uint8_t *w = m.w + g * kGroup * kTile / (I4 ? 2 : 1), *next = g < m.next_groups ? m.next + (w - m.w) : w;
-    const size_t next_step = g < m.next_groups ? m.next_step : m.w_step;
+    const uint8_t* w = m.w + g * kGroupBytes<I4>;
     const int8_t* q = x.q + g * kGroup;
-    if (T == 2) fetch(ahead);
-    for (size_t i = 0; i < kGroup; i += I4 ? 8 : 4, w += 64, next += 64) {
+    ahead.group(g);
+    for (size_t i = 0; i < kGroup; i += I4 ? 8 : 4, w += 64) {
+      ahead.line(g, i / (I4 ? 8 : 4));
       __m512i a[T], b[T];
       UNROLL for (size_t t = 0; t < T; ++t) {
-        const __m512i v = _mm512_loadu_si512(w + t * m.w_step);
-        if (R == 1) _mm_prefetch(reinterpret_cast<const char*>(next + t * next_step), _MM_HINT_T1);
+        const __m512i v = _mm512_loadu_si512(w + t * w_step);
         if (I4) {
           const __m512i low = _mm512_set1_epi8(15);
           a[t] = _mm512_and_si512(v, low);
@@ -116,17 +130,17 @@ VNNI void product(const Tiles& m, const RoundedRows& x, float* out, size_t ld, A
       }
     }
     UNROLL for (size_t t = 0; t < T; ++t) {
-      const __m512 scale = floats16(m.scale + t * m.scale_step + g * kTile);
+      const __m512 scale = floats16(m.scale + t * scale_step + g * kTile);
       UNROLL for (size_t r = 0; r < R; ++r) {
         const size_t at = r * x.groups + g;
         y[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r][t]), _mm512_mul_ps(scale, _mm512_set1_ps(x.scale[at])), y[r][t]);
       }
       if (!I4) continue;
-      const __m512 minimum = floats16(m.minimum + t * m.scale_step + g * kTile);
+      const __m512 minimum = floats16(m.minimum + t * scale_step + g * kTile);
       UNROLL for (size_t r = 0; r < R; ++r) y[r][t] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(x.offset[r * x.groups + g]), y[r][t]);
     }
   }
-  UNROLL for (size_t r = 0; r < R; ++r) UNROLL for (size_t t = 0; t < T; ++t) _mm512_storeu_ps(out + r * ld + t * kTile, y[r][t]);
+  UNROLL for (size_t r = 0; r < R; ++r) UNROLL for (size_t t = 0; t < T; ++t) _mm512_storeu_ps(out + r * ld + t * m.apart * kTile, y[r][t]);
 }
 
 // T tiles for all rows, at most R at a time, in blocks of nearly one size: the tiles stay in L1
@@ -139,21 +153,28 @@ VNNI_FN void rows_of(const Tiles& m, const RoundedRows& all, size_t rows, float*
     if (rows > 0) rows_of<I4, T, R - 1>(m, x, rows, y, ld, ahead);
 }
 
-// One row waits for memory, which likes many streams: four tiles side by side. More rows are bound by the products: two tiles
-// leave registers for six rows, and memory works evenly at the tiles to come.
+template <bool I4>
+VNNI_FN void one_row(const Tiles& m, const RoundedRows& x, float* y, Streams<I4> ahead) {
+  product<I4, 4, 1>(m, x, y, 0, ahead);
+}
+
+// One row waits for memory, which likes few long streams: four, each of a quarter of the outputs. More rows are bound by the
+// products: two tiles leave registers for six rows, and memory works evenly at the tiles to come.
 template <bool I4>
 void multiply_vnni(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, Slice next) {
   const size_t n_tiles = (count + kTile - 1) / kTile;
   size_t t = 0;
-  const auto take = [&](auto* fn, size_t n) {
-    for (; t + n <= n_tiles; t += n) {
-      const Slice then = t + 2 * n <= n_tiles ? Slice{&m, first + (t + n) * kTile} : next;
-      fn(tiles_at<I4>(m, first + t * kTile, {next.w, next.first + t * kTile}), x, rows, y + t * kTile, ld, rows == 1 ? Ahead{} : ahead_of<I4>(then, x.groups, (rows + 5) / 6));
-    }
-  };
-  if (rows == 1) take(rows_of<I4, 4, 1>, 4);
-  take(rows_of<I4, 2, 6>, 2);
-  take(rows_of<I4, 1, 6>, 1);
+  if (rows == 1) {
+    const size_t apart = n_tiles / 4, next_apart = next.w && next.w->dtype == m.dtype ? next.count / kTile / 4 : 0;
+    for (; t < apart; ++t)
+      one_row<I4>(tiles_at<I4>(m, first / kTile + t, apart), x, y + t * kTile, {t < next_apart ? tiles_at<I4>(*next.w, next.first / kTile + t, next_apart) : Tiles()});
+    t = 4 * apart;
+  }
+  for (; t + 2 <= n_tiles; t += 2) {
+    const Slice then = t + 4 <= n_tiles ? Slice{&m, first + (t + 2) * kTile} : next;
+    rows_of<I4, 2, 6>(tiles_at<I4>(m, first / kTile + t, 1), x, rows, y + t * kTile, ld, rows == 1 ? Ahead{} : ahead_of<I4>(then, x.groups, (rows + 5) / 6));
+  }
+  if (t < n_tiles) rows_of<I4, 1, 6>(tiles_at<I4>(m, first / kTile + t, 1), x, rows, y + t * kTile, ld, {});
 }
 
 // ---- AVX2: products of bytes come in pairs of 16 bits, which must not overflow ----
@@ -203,7 +224,7 @@ AVX2_FN void half_product(const Tiles& m, size_t half, const RoundedRows& x, flo
 template <bool I4>
 void multiply_avx2(const Matrix& m, size_t first, size_t count, const RoundedRows& all, size_t rows, float* y, size_t ld) {
   for (size_t o = 0; o < count; o += kTile) {
-    const Tiles w = tiles_at<I4>(m, first + o, {});
+    const Tiles w = tiles_at<I4>(m, (first + o) / kTile, 1);
     for (size_t half = 0; half < 2; ++half) {
       size_t row = 0;
       for (; row + 4 <= rows; row += 4) half_product<I4, 4>(w, half, rounded_from(all, row), y + row * ld + o, ld);
