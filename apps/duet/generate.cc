@@ -171,7 +171,7 @@ void run_generate(const Arguments& arguments) {
   const duet_status status = duet_generate(session.get(), state.get(), 0, sampler.get(), prompt.data(), prompt.size(), &o, &result);
   stream.callback.rethrow();
   const bool cancelled = status == DUET_E_CANCELLED;
-  if (status == DUET_E_NUMERIC) throw Failure(fmt::format("{}; {}", duet_last_error(), not_finite_hint(model_options.path)));
+  if (status == DUET_E_NUMERIC) throw Failure(fmt::format("{}: its logits are no numbers to draw from; {}", model_options.path, not_finite_hint(model_options.path)));
   if (!cancelled) check(status);
   if (out_is_terminal() && stream.last_byte != '\n') write_error("\n");  // the terminal's line, not the text's
   if (!library_options.quiet) write_statistics(result, cancelled ? "interrupt" : finish_name(result.finish), info_of(model.get()), load_s, w);

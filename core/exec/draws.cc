@@ -37,8 +37,8 @@ DrawTables::DrawTables(std::span<const Draw> draws, uint32_t n_steps, uint32_t n
 }
 
 void fail_draw(int32_t history, uint32_t n_vocab) {
-  if (history > DUETP_SAMPLE_LOGIT) fail(DUET_E_NUMERIC, "sampler: all {} logits are -inf after the bias; there is no token to draw", n_vocab);
-  fail(DUET_E_NUMERIC, "sampler: the logit of token {} is NaN or +inf", DUETP_SAMPLE_LOGIT - history);
+  if (history > DUETP_SAMPLE_LOGIT) fail(DUET_E_NUMERIC, kNothingToDraw, n_vocab);
+  fail(DUET_E_NUMERIC, kLogitIsNoNumber, DUETP_SAMPLE_LOGIT - history);
 }
 
 }  // namespace duet

@@ -71,7 +71,7 @@ void Sampler::adjust(std::span<const float> logits) {
   if (n == 0 || n > kMaxLogits) fail(DUET_E_INVALID, "sampler: {} logits; there must be 1 to {}", n, kMaxLogits);
   logits_.assign(logits.begin(), logits.end());
   for (size_t i = 0; i < n; ++i)
-    if (!(logits_[i] < kInf)) fail(DUET_E_NUMERIC, "sampler: the logit of token {} is {}", i, logits_[i]);
+    if (!(logits_[i] < kInf)) fail(DUET_E_NUMERIC, kLogitIsNoNumber, i);
   for (const auto& [token, bias] : options_.bias) {
     if (static_cast<size_t>(token) >= n) fail(DUET_E_INVALID, "sampler: a bias names token {}, but there are {} logits", token, n);
     logits_[token] += bias;
@@ -81,7 +81,7 @@ void Sampler::adjust(std::span<const float> logits) {
     logits_[token] -= options_.presence + count * options_.frequency;
   }
   max_ = *std::max_element(logits_.begin(), logits_.end());
-  if (max_ == -kInf) fail(DUET_E_NUMERIC, "sampler: all {} logits are -inf after the bias; there is no token to draw", n);
+  if (max_ == -kInf) fail(DUET_E_NUMERIC, kNothingToDraw, n);
 }
 
 // The first rank at which the sum of weight(token) over all ranks so far is `target` or more. Instead of sorting all, adds

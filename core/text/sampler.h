@@ -19,6 +19,10 @@ struct SamplerOptions {
   std::shared_ptr<const Tokenizer> tokenizer;
 };
 
+// Why nothing can be drawn, whoever finds out: the sampler with a token, or a device's stage for it; with the number of logits.
+constexpr char kLogitIsNoNumber[] = "sampler: the logit of token {} is NaN or +inf: weights that are not finite give such, and duet_file_info with DUET_FILE_VERIFY names them";
+constexpr char kNothingToDraw[] = "sampler: all {} logits are -inf after the bias; there is no token to draw";
+
 // Uniform in [0,1), a multiple of 2^-53: Philox4x32-10 keyed by seed, counter (position, sequence). The same on every device.
 double counter_uniform(uint64_t seed, uint64_t sequence, uint64_t position);
 

@@ -95,16 +95,21 @@ TEST_CASE("the reference's sample says why there is nothing to draw") {
   CHECK(scene.history[2] >= 0);
   CHECK(scene.token(0) == 0);
   CHECK(scene.token(1) == 0);
-  const auto sentence = [](int32_t history) -> std::string {
+  const auto sentence = [](const auto& draw) -> std::string {
     try {
-      fail_draw(history, 3);
+      draw();
     } catch (const Error& e) {
       CHECK(e.code() == DUET_E_NUMERIC);
       return e.what();
     }
+    return "";
   };
-  CHECK(sentence(scene.history[0]).find("all 3 logits are -inf") != std::string::npos);
-  CHECK(sentence(scene.history[1]).find("the logit of token 1 ") != std::string::npos);
+  const std::string banned = sentence([&] { fail_draw(scene.history[0], 3); }), no_number = sentence([&] { fail_draw(scene.history[1], 3); });
+  CHECK(banned.find("all 3 logits are -inf") != std::string::npos);
+  CHECK(no_number.find("the logit of token 1 ") != std::string::npos);
+  // as the host's sampler does
+  CHECK(sentence([&] { Sampler(o).pick(std::span(logits).first(3)); }) == banned);
+  CHECK(sentence([&] { Sampler({}).pick(std::span(logits).subspan(3, 3)); }) == no_number);
 }
 
 TEST_CASE("duetp_uniform is counter_uniform") {

@@ -299,8 +299,8 @@ TEST_CASE("options out of range name the option, its value and the range") {
 }
 
 TEST_CASE("logits that are not numbers name the token") {
-  check_fails({}, {1, 2, kNan}, DUET_E_NUMERIC, "the logit of token 2 is nan");
-  check_fails({}, {1, kInf, 2}, DUET_E_NUMERIC, "the logit of token 1 is inf");
+  check_fails({}, {1, 2, kNan}, DUET_E_NUMERIC, "the logit of token 2 is NaN or +inf: weights that are not finite give such, and duet_file_info with DUET_FILE_VERIFY names them");
+  check_fails({}, {1, kInf, 2}, DUET_E_NUMERIC, "the logit of token 1 is NaN or +inf: ");
   check_fails({}, {-kInf, -kInf}, DUET_E_NUMERIC, "all 2 logits are -inf");
   check_fails({}, {}, DUET_E_INVALID, "0 logits");
   SamplerOptions banned;
