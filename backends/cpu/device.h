@@ -46,6 +46,8 @@ struct duetp_state {
 
 namespace duet_cpu {
 
+inline void* address(duetp_ref r) { return r.buf ? r.buf->data + r.off : nullptr; }
+
 inline bool takes_weights(duet_dtype t) { return t == DUET_F32 || t == DUET_BF16 || t == DUET_F16 || t == DUET_I8 || t == DUET_I4; }
 constexpr const char* kWeightsTaken = "the CPU backend takes weights in f32, bf16, f16, q8 and q4 only";
 

@@ -101,13 +101,13 @@ RoundedRows rounded_from(const RoundedRows& x, size_t row);      // without the 
 void round_rows(const float* x, size_t in, size_t rows, const RoundedRows& out);
 // One group of each row: n <= kGroup inputs from x, rows ld apart.
 void round_groups(const float* x, size_t ld, size_t n, size_t rows, const RoundedRows& out, size_t group);
-// `first` is a multiple of kTile. A row's bits are the same in both modes; on x86-64 also with VNNI and with AVX2.
-// Rows of y are ld apart, and written in whole tiles. `next`: what this thread will probably be asked for next, to be fetched
-// meanwhile. With one row, the more outputs at once, the longer the streams in which their weights are read.
 struct Slice {  // some outputs of a matrix
   const Matrix* w = nullptr;  // NULL = none
   size_t first = 0, count = 0;
 };
+// `first` is a multiple of kTile. A row's bits are the same in both modes; on x86-64 also with VNNI and with AVX2.
+// Rows of y are ld apart, and written in whole tiles. `next`: what this thread will probably be asked for next, to be fetched
+// meanwhile. With one row, the more outputs at once, the longer the streams in which their weights are read.
 void multiply_tile(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, Slice next);
 using IntegerProduct = void (*)(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, Slice next);
 IntegerProduct integer_product();  // NULL: the CPU has none that we know

@@ -16,6 +16,7 @@ void channel_mix_keep(const Call& c, Worker& w);  // ffn_x
 void head_rows(const Call& c, Worker& w);         // divided evenly
 
 // phases_product.cc: tasks of up to 64 outputs go to whichever thread is free
+constexpr uint32_t kLinear[] = {DUETP_T_RECEPTANCE, DUETP_T_KEY, DUETP_T_VALUE, DUETP_T_OUTPUT};  // by DUETP_LINEAR_*
 void linear_product(const Call& c, Worker& w);
 void lowrank_down(const Call& c, Worker& w);
 void lowrank_up(const Call& c, Worker& w);

@@ -195,7 +195,6 @@ void sum_parts_of_many(const Call& c, Worker& w) {
 
 Region by_which(Region first, uint32_t which) { return static_cast<Region>(first + which); }
 
-constexpr uint32_t kLinear[] = {DUETP_T_RECEPTANCE, DUETP_T_KEY, DUETP_T_VALUE, DUETP_T_OUTPUT};
 constexpr Finish kHidden[] = {Finish::kTanh, Finish::kStore, Finish::kStore, Finish::kSigmoid};
 
 }  // namespace

@@ -208,8 +208,6 @@ duet_status queue_new(void* self, duetp_queue** out) {
 duet_status queue_wait(void*, duetp_queue* q) { return q->wait(); }
 void queue_free(void*, duetp_queue* q) { delete q; }
 
-char* address(duetp_ref r) { return r.buf->data + r.off; }
-
 duet_status upload(void*, duetp_queue* q, duetp_ref dst, const void* src, uint64_t n) {
   const duet_status status = q->flush();
   if (n) std::memcpy(address(dst), src, n);

@@ -6,7 +6,6 @@
 namespace duet_cpu {
 namespace {
 
-void* address(duetp_ref r) { return r.buf ? r.buf->data + r.off : nullptr; }
 const int32_t* numbers(duetp_ref r) { return static_cast<const int32_t*>(address(r)); }
 
 Call resolve(const duetp_stage& a) {
@@ -122,16 +121,15 @@ duet_status shift_mix(void* self, duetp_queue* q, const duetp_stage* a) {
 
 duet_status linear(void* self, duetp_queue* q, const duetp_stage* a) {
   return enqueue(self, q, a, [](Stage& s) {
-    constexpr uint32_t kMatrix[] = {DUETP_T_RECEPTANCE, DUETP_T_KEY, DUETP_T_VALUE, DUETP_T_OUTPUT};
     const Call& c = s.call();
     const Region rounded = static_cast<Region>(kRoundedR + c.which);
     const void* in = c.in[DUETP_LINEAR_IN];
-    s.product(kMatrix[c.which]);
+    s.product(kLinear[c.which]);
     if (c.which == DUETP_LINEAR_OUTPUT && heads_are_groups(c.layer->shape))
       s.round(linear_round_head, in, rounded, &Stage::by_head);
     else
       s.round(linear_round, in, rounded, &Stage::by_token);
-    s.product_phase(linear_product, kMatrix[c.which], {s.input(in, rounded), s.writes(c.out[DUETP_LINEAR_OUT])});
+    s.product_phase(linear_product, kLinear[c.which], {s.input(in, rounded), s.writes(c.out[DUETP_LINEAR_OUT])});
   });
 }
 
