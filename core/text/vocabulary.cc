@@ -11,7 +11,7 @@ namespace duet {
 namespace {
 
 constexpr size_t kMaxText = size_t{64} << 20, kMaxToken = 4096;
-constexpr uint32_t kMaxId = 1 << 20;
+constexpr uint32_t kMaxId = (1 << 20) - 1;  // of the largest vocabulary that a model may have
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 

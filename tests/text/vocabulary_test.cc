@@ -121,8 +121,8 @@ TEST_CASE("literals beyond the grammar") {
 TEST_CASE("declared lengths that are not the literal's") {
   check_refused("'abcd' 5", DUET_E_FORMAT, {"column 12: declared 5, but the literal is 4 bytes"});
   check_refused("'ab' -1", DUET_E_FORMAT, {"column 10: expected the length in bytes, found '-1'"});
-  check_refused("'ab' 2000000000", DUET_E_FORMAT, {"declared more than 1048576, but the literal is 2 bytes"});
-  check_refused("'ab' 36893488147419103234", DUET_E_FORMAT, {"declared more than 1048576"});  // 2^65 + 2
+  check_refused("'ab' 2000000000", DUET_E_FORMAT, {"declared more than 1048575, but the literal is 2 bytes"});
+  check_refused("'ab' 36893488147419103234", DUET_E_FORMAT, {"declared more than 1048575"});  // 2^65 + 2
   check_refused("'ab' 2.0", DUET_E_FORMAT, {"expected the end of the line, found '.0'"});
   check_refused("'ab' 2 ", DUET_E_FORMAT, {"expected the end of the line"});
   check_refused("'ab'", DUET_E_FORMAT, {"expected a space, found the end of the line"});
@@ -144,8 +144,8 @@ TEST_CASE("ids that are not 1, 2, 3, ...") {
   check("256", DUET_E_FORMAT, {"id 256 stands already on line 256"});
   check("259", DUET_E_FORMAT, {"id 259 follows id 256, so id 257 is missing"});
   check("65536", DUET_E_FORMAT, {"id 257 is missing"});
-  check("1048577", DUET_E_LIMIT, {"above 1048576"});
-  check("18446744073709551873", DUET_E_LIMIT, {"above 1048576"});  // 2^64 + 257
+  check("1048576", DUET_E_LIMIT, {"above 1048575"});
+  check("18446744073709551873", DUET_E_LIMIT, {"above 1048575"});  // 2^64 + 257
   check("-5", DUET_E_FORMAT, {"expected a token id, found '-5"});
   check("1e30", DUET_E_FORMAT, {"column 2: expected a space, found 'e30"});
   check("257.0", DUET_E_FORMAT, {"column 4: expected a space, found '.0"});
@@ -230,7 +230,7 @@ TEST_CASE("refusing a large vocabulary takes no more memory than its size and 16
   check(text + fmt::format("{} 'token 4d4d' 10\n", id), "line 500001: the token 'token 4d4d' stands already on line 257");
   check(text + fmt::format("{} 'token' 6\n", id), "line 500001");
   check(text + fmt::format("{} '", id) + std::string(4096, 'x') + "y", "longer than 4096 bytes");
-  check("1048576 'a' 1\n", "id 1 is missing");
+  check("1048575 'a' 1\n", "id 1 is missing");
   check(std::string(30'000'000, '\n'), "line 1 is empty");
   check("1 '" + std::string(30'000'000, 'x'), "longer than 4096 bytes");
 }
