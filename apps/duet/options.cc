@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <nlohmann/json.hpp>
 #include <numeric>
 #include <type_traits>
 
@@ -17,6 +18,16 @@ namespace po = boost::program_options;
 namespace {
 
 constexpr unsigned kLineLength = 118;
+constexpr size_t kLongestText = 4096;  // as of the library's stop texts
+
+bool is_utf8(const std::string& text) {
+  try {
+    (void)nlohmann::json(text).dump();  // which writes nothing else
+    return true;
+  } catch (const nlohmann::json::type_error&) {
+    return false;
+  }
+}
 
 std::string shown(std::string_view value) {
   std::string out = "'";
@@ -107,6 +118,8 @@ Options& Options::texts(const std::string& name, const std::string& meta, std::v
   repeatable_.insert(name);
   return add(name, meta, help, [name, &out](const std::string& value) {
     if (value.empty()) throw Usage("--" + name + ": the text is empty");
+    if (value.size() > kLongestText) throw Usage(fmt::format("--{}: the text has {} bytes, more than the {} allowed", name, value.size(), kLongestText));
+    if (!is_utf8(value)) throw Usage("--" + name + ": the text is not UTF-8");
     out.push_back(value);
   });
 }

@@ -24,7 +24,7 @@ class Options {
   Options& section(const std::string& title);  // the options declared next are listed under it
   Options& flag(const std::string& name, bool& out, const std::string& help);
   Options& text(const std::string& name, const std::string& meta, std::string& out, const std::string& help);
-  Options& texts(const std::string& name, const std::string& meta, std::vector<std::string>& out, const std::string& help);  // may be repeated
+  Options& texts(const std::string& name, const std::string& meta, std::vector<std::string>& out, const std::string& help);  // may be repeated; UTF-8
   Options& file(const std::string& name, const std::string& meta, std::string& out, const std::string& help);                // not empty
   template <class T>  // uint32_t, uint64_t, float; lowest <= value <= highest
   Options& number(const std::string& name, const std::string& meta, T& out, T lowest, T highest, const std::string& help);

@@ -85,7 +85,13 @@ State StateOptions::create(duet_model* model, uint32_t n_slots) const {
 }
 
 Tokenizer open_tokenizer(duet_library* library, const std::string& vocab, duet_model* model) {
-  if (vocab.empty()) return make<Tokenizer>(duet_tokenizer_for_model, model);
+  if (vocab.empty()) {
+    duet_tokenizer* own = nullptr;
+    const duet_status status = duet_tokenizer_for_model(model, &own);
+    if (status == DUET_E_NOT_FOUND) throw Failure(fmt::format("{}; --vocab FILE names a vocabulary", duet_last_error()));
+    check(status);
+    return Tokenizer(own);
+  }
   Tokenizer tokenizer = make<Tokenizer>(duet_tokenizer_load, library, vocab.c_str());
   uint32_t n_vocab = 0;
   check(duet_tokenizer_size(tokenizer.get(), &n_vocab));

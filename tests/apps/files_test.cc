@@ -249,5 +249,10 @@ TEST_CASE("a model that cannot be read is an error that names it") {
       CHECK(r.out.empty());
     }
   }
-  CHECK(run({"generate", "--model", small_model(folder), "--prompt", "a"}).code == 1);  // no vocabulary beside it, and V is not 65536
+  const std::string model = small_model(folder);
+  for (const Words& words : {Words{"generate", "--model", model, "--prompt", "a"}, Words{"eval", "--model", model, "--text", bundled_vocab()}}) {
+    const Result r = run(words);  // no vocabulary beside it, and V is not 65536
+    CHECK(r.code == 1);
+    CHECK(r.error.find("--vocab FILE") != r.error.npos);
+  }
 }

@@ -56,6 +56,8 @@ TEST_CASE("wrong usage exits with 2 and names the flag, the range and the neares
       {{"generate", "--prompt", "a", "--prompt-file", "b"}, {"--prompt", "--prompt-file"}},
       {{"generate", "--state-in", "x"}, {"--state-in", "--prompt"}},
       {{"generate", "--stop", ""}, {"--stop", "empty"}},
+      {{"generate", "--stop", "a", "--stop", "b\xff"}, {"--stop", "not UTF-8"}},
+      {{"generate", "--stop", std::string(4097, 'a')}, {"--stop", "4097 bytes, more than the 4096"}},
       {{"generate", "--mode", "fast"}, {"--mode", "fast", "auto, parallel, recurrent"}},
       {{"generate", "--dtype", "f64"}, {"--dtype", "f64", "f32, bf16, f16"}},
       {{"logits"}, {"--tokens"}},
