@@ -182,7 +182,7 @@ typedef struct duet_state_options {
   uint32_t size;
   duet_dtype wkv; /* storage of the matrices on the device: f32, bf16 or f16, computed with in f32 (docs/states.md); 0 = f32 */
 } duet_state_options;
-/* Errors: DUET_E_LIMIT (n_slots is not 1 .. 2^20), _UNSUPPORTED (options->wkv), _MEMORY. */
+/* Errors: DUET_E_LIMIT (n_slots is not 1 .. 2^20), _UNSUPPORTED (options->wkv), _MEMORY (with the bytes needed and free). */
 DUET_API duet_status duet_state_create(duet_model* model, uint32_t n_slots, const duet_state_options* options, duet_state** out_state);
 /* Makes one slot as fresh. */
 DUET_API duet_status duet_state_reset(duet_state* state, uint32_t slot);

@@ -334,7 +334,7 @@ typedef struct duetp_plugin {
   duet_status (*open)(const duetp_host* host, void** self); /* host lives until close returns */
   void (*close)(void* self);            /* after the last device's */
   uint32_t (*device_count)(void* self); /* at most 64 */
-  duet_status (*device_info)(void* self, uint32_t index, duetp_device_info* io); /* io->size says how much may be written. Never two at once; asked again for mem_free before a model is loaded */
+  duet_status (*device_info)(void* self, uint32_t index, duetp_device_info* io); /* io->size says how much may be written. Never two at once; asked again for mem_free before a model is loaded or a state made */
   duet_status (*device_open)(void* self, uint32_t index, const duetp_device** out); /* the table is the plugin's; the host copies it */
   const void* (*extension)(void* self, const char* id); /* optional */
   const char* (*no_device_reason)(void* self);          /* optional: one sentence when device_count is 0 */

@@ -106,7 +106,7 @@ duet_status duet_model_get(duet_model* model, duet_model_info* out_info) {
     i.n_params = m->n_params();
     i.weight_bytes = m->weight_bytes();
     i.bytes_per_token = m->bytes_per_token();
-    i.state_bytes = m->state_floats() * sizeof(float);
+    i.state_bytes = m->state_bytes(DUET_F32);
     i.device = m->device().spec.c_str();
     write_struct(out_info, i, "out_info");
   });

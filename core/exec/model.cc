@@ -4,7 +4,8 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
+
+#include "exec/memory.h"
 
 namespace duet {
 namespace {
@@ -15,24 +16,9 @@ uint64_t elements(const duetp_tensor& t) {
   return n;
 }
 
-// Memory that this process could still have, swap included; 0 = unknown.
-uint64_t free_host_memory() {
-  std::FILE* info = std::fopen("/proc/meminfo", "re");  // not a stream: those keep failures of memory to themselves
-  if (info == nullptr) return 0;
-  uint64_t kib = 0;
-  char line[128];
-  while (std::fgets(line, sizeof line, info)) {
-    unsigned long long value = 0;
-    if (std::sscanf(line, "MemAvailable: %llu kB", &value) == 1 || std::sscanf(line, "SwapFree: %llu kB", &value) == 1) kib += value;
-  }
-  std::fclose(info);
-  return kib * 1024;
-}
-
-// Bytes of all weights in memory. Refuses what cannot fit before the first layer: a system that promises more memory than it
-// has would end the process half-way. Mapped weights need none of it: where they do not fit, the system drops and reads them
-// again, which is slow and not wrong.
-uint64_t check_memory(const WeightSource& source, duet_dtype weights, const Device& device, const std::string& path, const Log& log) {
+// Bytes of all weights in memory. Refuses what cannot fit before the first layer. Mapped weights need none of it: where they do
+// not fit, the system drops and reads them again, which is slow and not wrong.
+uint64_t check_weights(const WeightSource& source, duet_dtype weights, const Device& device, const std::string& path, const Log& log) {
   const bool borrows = device.has(DUETP_CAP_BORROWS_WEIGHTS);
   uint64_t total = 0, need = 0;
   for (uint32_t i = 0; i <= source.shape().n_layer; ++i)
@@ -43,9 +29,8 @@ uint64_t check_memory(const WeightSource& source, duet_dtype weights, const Devi
       total += bytes;
       if (!borrows || !source.in_place(spec.id, i, dtype)) need += bytes;
     }
-  const uint64_t have = borrows || device.has(DUETP_CAP_HOST_VISIBLE) ? free_host_memory() : device.free_memory();
-  if (have != 0 && need > have)
-    fail(DUET_E_MEMORY, "{}: the weights need {} bytes of memory on {}, but {} are free", path.empty() ? "a random model" : path, need, device.spec, have);
+  const uint64_t have = borrows ? free_host_memory() : free_memory(device);
+  check_memory((path.empty() ? "a random model" : path) + ": the weights need", need, have, device, "choose a smaller dtype or model");
   if (borrows && have != 0 && total > have)
     log.warn("{}: the weights are {} bytes, but {} are free: {} bytes stay in the file and will be read from it again and again, which is slow", path, total, have,
              total - need);
@@ -76,7 +61,7 @@ Model::Model(std::shared_ptr<Library> library, std::unique_ptr<WeightSource> sou
   if (const std::string why = device_->refuses(shape_, weights_); !why.empty())
     fail(DUET_E_UNSUPPORTED, "{} cannot run this model: {}; `duet backends` lists the others", device_->spec, why);
 
-  const uint64_t total = check_memory(*source_, weights_, *device_, path_, library_->log);
+  const uint64_t total = check_weights(*source_, weights_, *device_, path_, library_->log);
   const auto report = [&](uint64_t done) {
     const duet_status s = progress && done > 0 ? progress(progress_user, done, total) : duet_status{DUET_OK};
     if (s != DUET_OK) fail(s, "loading was stopped by the progress callback after {} of {} bytes", done, total);

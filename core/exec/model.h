@@ -33,7 +33,8 @@ class Model {
   uint64_t n_params() const { return n_params_; }
   uint64_t weight_bytes() const { return weight_bytes_; }
   uint64_t bytes_per_token() const { return bytes_per_token_; }
-  uint64_t state_floats() const { return uint64_t{shape_.n_layer} * (2ull * shape_.n_embd + uint64_t{shape_.n_embd} * shape_.head_size); }
+  // of one sequence, with S in `wkv`
+  uint64_t state_bytes(duet_dtype wkv) const { return uint64_t{shape_.n_layer} * shape_.n_embd * (2 * sizeof(float) + uint64_t{shape_.head_size} * (wkv == DUET_F32 ? 4 : 2)); }
 
   // Before a pass in recurrent mode: on the first call, layers whose weights are mapped become what that mode wants. A program that
   // only reads texts, or waits for a first token, does without. [any-thread]

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "exec/memory.h"
+
 namespace duet {
 namespace {
 
@@ -15,6 +17,7 @@ void check_finite(std::span<const float> v, const char* part) {
 State::State(std::shared_ptr<Model> model, uint32_t n_slots, duet_dtype wkv) : model_(std::move(model)), n_slots_(n_slots), wkv_(wkv ? wkv : DUET_F32) {
   const Device& d = model_->device();
   if (wkv_ != DUET_F32 && d.f32_states) fail(DUET_E_UNSUPPORTED, "{} keeps the wkv state in f32 only", d.spec);
+  check_memory(duet::format("a state of {} slots needs", n_slots_), n_slots_ * model_->state_bytes(wkv_), free_memory(d), d, "create fewer slots");
   check_plugin(d, d.table.state_new(d.memory_self, &model_->shape(), n_slots_, wkv_, &state_));
   try {
     if (!model_->initial_wkv().empty())

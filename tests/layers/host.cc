@@ -15,6 +15,8 @@ nlohmann::json report(const Library& lib) {
   return nlohmann::json::parse(text).at("plugins");
 }
 
+uint64_t bytes_of_wkv(const Model& m) { return uint64_t{info(m).n_layer} * info(m).n_embd * info(m).head_size * sizeof(float); }
+
 }  // namespace
 
 TEST_CASE("a layer is no backend, and the report says what it is") {
@@ -108,6 +110,27 @@ TEST_CASE("a model is measured against the memory that its device has left when 
     ::setenv("DUET_FAR_FREE", "100001", 1);
     CHECK(says(fault_of_load(lib, "far", DUET_E_MEMORY), "but 100001 are free"));
     ::setenv("DUET_FAR_FREE", "100000", 1);
+  }
+  ::unsetenv("DUET_FAR_FREE");
+}
+
+TEST_CASE("a state is measured against the memory that its device has left when it is created") {
+  Lines log;
+  for (const char* stack : {"", "validate"}) {
+    ::setenv("DUET_FAR_FREE", "1000000000", 1);
+    const auto m = load(layers::library(stack, log, fixture("far")), golden::path("tiny.pth"), "far");
+    const uint64_t bytes = info(m).state_bytes;
+    for (const auto& [wkv, slot] : {std::pair(DUET_F32, bytes), std::pair(DUET_F16, bytes - bytes_of_wkv(m) / 2)}) {
+      auto o = DUET_INIT(duet_state_options);
+      o.wkv = wkv;
+      duet_state* s = nullptr;
+      ::setenv("DUET_FAR_FREE", std::to_string(7 * slot).c_str(), 1);
+      CHECK(duet_state_create(m.get(), 8, &o, &s) == DUET_E_MEMORY);
+      CHECK(says(duet_last_error(), "a state of 8 slots needs " + std::to_string(8 * slot) + " bytes of memory on far:0, but " + std::to_string(7 * slot) + " are free"));
+      CHECK(s == nullptr);
+      check(duet_state_create(m.get(), 7, &o, &s));
+      duet_state_free(s);
+    }
   }
   ::unsetenv("DUET_FAR_FREE");
 }

@@ -1,6 +1,7 @@
 // States: save, load, fork, move, reset, tuned initial states; bad state files leave the live state as it was.
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
 #include <cmath>
@@ -374,4 +375,27 @@ TEST_CASE("a .pth is read as a state, and one that is hostile runs nothing and c
   const auto t = state(m);
   check(load_bytes(t, good));
   CHECK(arrays(m, t).wkv == before.wkv);
+}
+
+TEST_CASE("a state that needs more memory than there is is refused with what it needs and what is free, and the model goes on") {
+  constexpr uint32_t kSlots = 1 << 20;
+  struct sysinfo system {};
+  REQUIRE(::sysinfo(&system) == 0);
+  for (const char* device : backends()) {
+    if (!on_cpu(device)) continue;
+    const auto m = load(library(1), std::string(DUET_SOURCE) + "/models/stories-7m", device);
+    const uint64_t bytes = info(m).state_bytes * kSlots;
+    if (bytes < (uint64_t{system.totalram} + system.totalswap) * system.mem_unit) {
+      WARN("this machine has memory for the largest state");
+      return;
+    }
+    duet_state* s = nullptr;
+    CHECK(duet_state_create(m.get(), kSlots, nullptr, &s) == DUET_E_MEMORY);
+    const std::string sentence = duet_last_error();
+    INFO(sentence);
+    CHECK(sentence.find("a state of 1048576 slots needs " + std::to_string(bytes) + " bytes of memory on " + device + ":0, but ") == 0);
+    CHECK(sentence.find(" are free; create fewer slots") != sentence.npos);
+    CHECK(s == nullptr);
+    CHECK_FALSE(forward(session(m, DUET_MODE_AUTO), state(m), {0, 1}).empty());
+  }
 }
