@@ -4,11 +4,27 @@
 
 #include <chrono>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "files.h"
 #include "progress.h"
 
 namespace duet {
+namespace {
+
+// The library goes on with what there is. Who names plugins here does not want the reference in their place.
+void check_plugins(duet_library* library, const std::string& plugin_path) {
+  const nlohmann::json report = nlohmann::json::parse(get_text(duet_library_report, library));
+  std::string reasons;
+  for (const auto& plugin : report.at("plugins")) {
+    if (plugin.at("path") == "built in") continue;
+    if (plugin.at("taken")) return;
+    reasons += (reasons.empty() ? "" : "; ") + plugin.at("reason").get<std::string>();
+  }
+  throw Failure(fmt::format("--plugin-path {}: gives no plugin: {}", plugin_path, reasons.empty() ? "there are no manifests" : reasons));
+}
+
+}  // namespace
 
 void LibraryOptions::declare(Options& options) {
   options.number<uint32_t>("threads", "N", threads, 1, 256, "threads to compute with (default: the physical cores this process may use)")
@@ -18,6 +34,7 @@ void LibraryOptions::declare(Options& options) {
 
 void LibraryOptions::declare_with_layers(Options& options) {
   declare(options);
+  runs_a_model_ = true;
   options.text("layers", "NAME,..", layers, "interposing layers around the backend, the first outermost: validate, trace, canary (default: DUET_LAYERS)");
 }
 
@@ -27,7 +44,9 @@ Library LibraryOptions::open() const {
   o.plugin_path = plugin_path.empty() ? nullptr : plugin_path.c_str();
   o.layers = layers.empty() ? nullptr : layers.c_str();
   o.log_level = quiet ? DUET_LOG_ERROR : DUET_LOG_WARNING;
-  return make<Library>(duet_library_create, &o);
+  Library library = make<Library>(duet_library_create, &o);
+  if (runs_a_model_ && !plugin_path.empty()) check_plugins(library.get(), plugin_path);
+  return library;
 }
 
 void FileOptions::declare(Options& options) {

@@ -17,7 +17,9 @@ struct LibraryOptions {
   bool quiet = false;
   void declare(Options& options);  // --threads --plugin-path --quiet
   void declare_with_layers(Options& options);  // and --layers, where a model runs
-  Library open() const;
+  Library open() const;                        // Failure where a model runs and --plugin-path gives no plugin
+ private:
+  bool runs_a_model_ = false;
 };
 
 struct FileOptions {

@@ -132,6 +132,27 @@ TEST_CASE("an unknown backend is an error that lists what there is") {
   good({"generate", "--max-tokens", "1", "--backend", "reference"}, {"", {"DUET_BACKEND=nonsense"}, "", "", {}});  // the flag wins
 }
 
+TEST_CASE("a --plugin-path that gives no plugin is an error where a model runs, one that gives some is none") {
+  const Folder folder;
+  const std::string missing = folder / "plugin.so", relative = "plugin.so", empty = folder.path();
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {missing, "no such file or folder"}, {relative, "absolute paths only"}, {empty, "no manifests"}, {missing + ":" + relative, "no such file or folder (plugin_path); plugin.so: "}};
+  for (const auto& [path, word] : cases)
+    for (const Words& words : {Words{"generate", "--prompt", "a", "--max-tokens", "1"}, Words{"eval", "--text", bundled_vocab()}, Words{"bench"},
+                               Words{"logits", "--tokens", "1", "--output", folder / "out"}}) {
+      Words all = words;
+      all.insert(all.end(), {"--quiet", "--plugin-path", path});
+      const Result r = run(all);
+      INFO(words[0] << " " << r.error);
+      CHECK(r.code == 1);
+      CHECK(r.out.empty());
+      CHECK(has(r.error, "--plugin-path " + path + ": "));
+      CHECK(has(r.error, word));
+      CHECK(folder.names().empty());
+    }
+  good({"generate", "--prompt", "a", "--max-tokens", "1", "--plugin-path", DUET_BUILD "/lib/duet/plugins-1:" + missing});
+}
+
 TEST_CASE("backends and doctor tell what there is to compute on") {
   const nlohmann::json devices = json({"backends", "--json"});
   REQUIRE(devices.size() >= 1);
