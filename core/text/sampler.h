@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "text/cuts.h"
 #include "text/tokenizer.h"
 
 namespace duet {
@@ -30,8 +31,8 @@ class Sampler {
  public:
   explicit Sampler(SamplerOptions options);  // DUET_E_INVALID names the option, its value and the range
   // out [n]. DUET_E_NUMERIC if a logit is NaN or +inf, or all are -inf; DUET_E_INVALID if a bias or an accepted token lies
-  // beyond the logits. Work in double. Temperature 0 takes the first largest logit; ties with the last value that top_p
-  // keeps stay, ties at the end of top_k go to the lower ids.
+  // beyond the logits. Work in double, sums by rising token. Temperature 0 takes the first largest logit; ties with the last
+  // value that top_p keeps stay, ties at the end of top_k go to the lower ids.
   void probs(std::span<const float> logits, std::span<float> out);
   int32_t pick(std::span<const float> logits);  // draws and accepts
   int32_t draw(std::span<const float> logits);  // the same again until something is accepted
@@ -47,19 +48,13 @@ class Sampler {
   const std::vector<int32_t>& free_tokens() const { return free_; }  // all of those, where counts are kept
 
  private:
-  struct Kept {
-    int32_t token;
-    double weight;
-  };
-  struct Rank {  // in the order of falling logits, then rising tokens
-    double logit;
-    int32_t token;
-  };
-  void adjust(std::span<const float> logits);  // fills logits_ and max_
-  void keep(std::span<const float> logits);    // fills kept_ and total_
-  template <class Weight>
-  Rank reach(double target, Weight weight);
-  Rank last_kept();
+  void adjust(std::span<const float> logits);  // fills logits_
+  template <class Use>
+  auto with_adjusted(std::span<const float> logits, Use use);
+  template <class Logit, class Use>
+  auto with_kept(std::span<const Logit> logits, Use use);
+  template <class Logit>
+  double weigh(std::span<const Logit> kept);
 
   SamplerOptions options_;
   std::unordered_map<int32_t, double> count_;  // official "occurrence" table
@@ -69,10 +64,8 @@ class Sampler {
   // Scratch, kept from call to call so that a token costs no allocation.
   std::vector<double> logits_;  // with bias and penalties
   double max_ = 0;              // the largest of them
-  std::vector<double> p_;       // exp(logit - max)
-  std::vector<Rank> ranks_;     // one bucket of reach()
-  std::vector<Kept> kept_;      // by rising tokens
-  double total_ = 0;            // of their weights
+  Cuts cuts_;
+  std::vector<double> weights_;  // of what is kept
 };
 
 }  // namespace duet
