@@ -95,13 +95,15 @@ double Sampler::weigh(std::span<const Logit> kept) {
 void Sampler::probs(std::span<const float> logits, std::span<float> out) {
   if (out.size() != logits.size()) fail(DUET_E_INVALID, "sampler: {} logits, but room for {} probabilities", logits.size(), out.size());
   with_adjusted(logits, [&](auto adjusted) {
-    std::fill(out.begin(), out.end(), 0.0f);
     if (options_.temperature == 0) {
-      out[cuts_.first_largest(adjusted)] = 1;
+      const int32_t token = cuts_.first_largest(adjusted);
+      std::fill(out.begin(), out.end(), 0.0f);
+      out[token] = 1;
       return;
     }
     with_kept(adjusted, [&](auto kept, auto token_of) {
       const double total = weigh(kept);
+      std::fill(out.begin(), out.end(), 0.0f);  // not before: it may be the logits' memory
       for (size_t i = 0; i < kept.size(); ++i) out[token_of(i)] = static_cast<float>(weights_[i] / total);
     });
   });

@@ -154,6 +154,18 @@ TEST_CASE("ranks are told apart that differ by less than a float can") {
   CHECK(p[101] == 0);
 }
 
+TEST_CASE("probabilities may take the place of their logits") {
+  for (const float temperature : {0.0f, 1.0f})
+    for (const float top_p : {0.9f, 1.0f}) {
+      SamplerOptions o;
+      o.temperature = temperature, o.top_p = top_p;
+      Floats row = draw_cases::logits(200, 3)[0];
+      const Floats want = probs(o, row);
+      Sampler(o).probs(row, row);
+      CHECK(row == want);
+    }
+}
+
 TEST_CASE("a draw allocates nothing once there were some") {
   const Floats logits = draw_cases::logits(5000, 1)[0];
   for (const float top_p : {0.9f, 1.0f})
