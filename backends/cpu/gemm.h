@@ -1,7 +1,8 @@
 // oneDNN, the way parallel mode uses it: always [rows, depth] x [depth, 64] -> f32 [rows, 64], on one thread, with a right-hand
-// side that pack_panel wrote, unless our own kernels give the same without one. Fixed blocks keep a row's bits the same in every batch, if the product treats all rows of a
-// block alike. With 32 rows it does so on AVX-512 and SSE4; on AVX2 it takes six rows at a time, and the last two of 32 in
-// another order, so there a block is padded to 36. This is not taken on trust: get() tries it. Measurements: lab/notes.md.
+// side that pack_panel wrote, unless our own kernels give the same without one. Fixed blocks keep a row's bits the same in every
+// batch, if the product treats all rows of a block alike. With 32 rows it does so on AVX-512 and SSE4; on AVX2 it takes six rows at
+// a time, and the last two of 32 in another order, so there a block is padded to 36. This is not taken on trust: get() tries it.
+// Measurements: lab/notes.md.
 #pragma once
 #include <cstddef>
 #include <cstdint>

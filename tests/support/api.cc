@@ -82,6 +82,30 @@ std::vector<float> forward(const Session& x, const State& s, const std::vector<i
   return forward(x, s, b);
 }
 
+std::vector<float> try_forward(duet_session* x, duet_state* s, const std::vector<int32_t>& tokens) {
+  const auto length = static_cast<uint32_t>(tokens.size());
+  auto b = DUET_INIT(duet_batch);
+  b.n_seqs = 1;
+  b.tokens = tokens.data();
+  b.lengths = &length;
+  b.outputs = DUET_OUT_ALL_LOGITS;
+  const float* data = nullptr;
+  uint32_t rows = 0, width = 0;
+  if (duet_forward(x, s, &b) != DUET_OK || duet_session_outputs(x, DUET_OUTPUT_LOGITS, &data, &rows, &width) != DUET_OK) return {};
+  return {data, data + size_t{rows} * width};
+}
+
+std::vector<float> try_forward(const Model& m, duet_mode mode, const std::vector<int32_t>& tokens) {
+  duet_session* x = nullptr;
+  duet_state* s = nullptr;
+  auto o = DUET_INIT(duet_session_options);
+  o.mode = mode;
+  const bool made = duet_session_create(m.get(), &o, &x) == DUET_OK && duet_state_create(m.get(), 1, nullptr, &s) == DUET_OK;
+  const Session session(x);
+  const State state(s);
+  return made ? try_forward(x, s, tokens) : std::vector<float>();
+}
+
 Arrays arrays(const Model& m, const State& s, uint32_t slot) {
   const auto i = info(m);
   const size_t c = size_t{i.n_layer} * i.n_embd;

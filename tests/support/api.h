@@ -61,6 +61,9 @@ struct Batch {
 // Runs the batch and returns the whole output asked for.
 std::vector<float> forward(const Session& x, const State& s, const Batch& b, uint32_t outputs = DUET_OUT_ALL_LOGITS, uint32_t which = DUET_OUTPUT_LOGITS);
 std::vector<float> forward(const Session& x, const State& s, const std::vector<int32_t>& tokens, uint32_t slot = 0);
+// All logits of tokens in slot 0, in threads, which must not assert: nothing where a call fails. The second with a session and a state of its own.
+std::vector<float> try_forward(duet_session* x, duet_state* s, const std::vector<int32_t>& tokens);
+std::vector<float> try_forward(const Model& m, duet_mode mode, const std::vector<int32_t>& tokens);
 
 struct Arrays {
   std::vector<float> att_x, wkv, ffn_x;

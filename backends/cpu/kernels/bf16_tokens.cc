@@ -1,6 +1,6 @@
-// y = W x for bf16 weights [out,in] in parallel mode. Tokens lie across the lanes and an element of W is given to
-// all of them, so that W is read once, where it is, and nothing is packed. Sums go along the inputs as oneDNN's do: each block of
-// inputs is summed from zero and added to those before it.
+// y = W x for bf16 weights [out,in] in parallel mode. Tokens lie across the lanes and a pair of elements of W is given to all of
+// them, so that W is read where it is, and nothing is packed. Sums go along the inputs as oneDNN's do: each block of inputs is
+// summed from zero and added to those before it.
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -84,7 +84,7 @@ bool takes_tokens(const Matrix& w) { return has_bf16_dot() && w.dtype == DUET_BF
 
 void spread_tokens(const void* x, size_t rows, size_t depth, void* spread) {
   const size_t lanes = vectors(rows) * kLanes;
-  if (rows < lanes) std::memset(spread, 0, spread_bytes(depth));
+  if (rows < lanes) std::memset(spread, 0, lanes * depth * sizeof(uint16_t));
   transpose(x, 2 * sizeof(uint16_t), lanes, depth / 2, 0, rows, spread);
 }
 
