@@ -105,11 +105,17 @@ struct Slice {  // some outputs of a matrix
   const Matrix* w = nullptr;  // NULL = none
   size_t first = 0, count = 0;
 };
-// `first` is a multiple of kTile. A row's bits are the same in both modes; on x86-64 also with VNNI and with AVX2.
-// Rows of y are ld apart, and written in whole tiles. `next`: what this thread will probably be asked for next, to be fetched
-// meanwhile. With one row, the more outputs at once, the longer the streams in which their weights are read.
-void multiply_tile(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, Slice next);
-using IntegerProduct = void (*)(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, Slice next);
+struct Place {  // of what a product gives: rows, ld apart, in whole tiles
+  float* y;
+  size_t ld;
+  bool add;  // to the f32 already there
+  Place at(size_t row, size_t output) const { return {y + row * ld + output, ld, add}; }
+};
+// `first` is a multiple of kTile. A row's bits are the same in both modes; on x86-64 also with VNNI and with AVX2. `next`: what
+// this thread will probably be asked for next, to be fetched meanwhile. With one row, the more outputs at once, the longer the
+// streams in which their weights are read.
+void multiply_tile(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, Place out, Slice next);
+using IntegerProduct = void (*)(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, Place out, Slice next);
 IntegerProduct integer_product();  // NULL: the CPU has none that we know
 void forbid_vnni();
 void forbid_avx2();

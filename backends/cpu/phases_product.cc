@@ -101,8 +101,9 @@ void multiply(const Product& p, Worker& w) {
   const size_t groups = p.gemm || p.w.quantised() ? std::clamp<size_t>((4 * w.n + slices - 1) / slices, 1, (blocks + kGroupBlocks - 1) / kGroupBlocks) : 1;
   const RoundedRows rounded = p.w.quantised() ? rounded_rows(p.w.in, p.max_rows, const_cast<void*>(p.in)) : RoundedRows();
   size_t packed = slices;  // none
-  // What the integer products leave may go where it belongs at once.
-  const bool direct = p.w.quantised() && p.passed.groups == 0 && p.finish == Finish::kStore && !p.out_bf16 && p.w.out % kTile == 0;
+  // What the integer products give may go where it belongs at once.
+  const bool direct = p.w.quantised() && p.passed.groups == 0 && (p.finish == Finish::kStore || p.finish == Finish::kAdd) && !p.out_bf16 && p.w.out % kTile == 0;
+  const Place out = direct ? Place{static_cast<float*>(p.out), p.w.out, p.finish == Finish::kAdd} : Place{w.tile, columns, false};
   for (size_t task; (task = w.next->fetch_add(1, std::memory_order_relaxed)) < slices * groups;) {
     const size_t slice = task / groups, group = task % groups;
     const size_t first = slice * columns, count = std::min<size_t>(columns, p.w.out - first);
@@ -114,8 +115,7 @@ void multiply(const Product& p, Worker& w) {
       if (p.gemm)
         w.gemm->run(*p.gemm, block_rows(p, row, rows, w), w.panel, w.tile, w.product);
       else if (p.w.quantised())
-        multiply_tile(p.w, first, count, rounded_from(rounded, row), rows, direct ? static_cast<float*>(p.out) + row * p.w.out + first : w.tile,
-                      direct ? p.w.out : columns, slice_ahead(w, slice + w.n, p.rows));
+        multiply_tile(p.w, first, count, rounded_from(rounded, row), rows, direct ? out.at(row, first) : out, slice_ahead(w, slice + w.n, p.rows));
       else
         multiply_tile(p.w, first, count, static_cast<const char*>(p.in) + row * p.w.in * m_bytes(p.in_bf16), rows, w.tile, first + w.n * columns);
       if (p.passed.groups > 0) {
@@ -214,7 +214,8 @@ void lowrank_up_head(const Call& c, Worker& w, uint32_t, size_t head, size_t t0,
   const Matrix& up = c.layer->matrix[DUETP_T_W2 + c.which];
   const RoundedRows x = rounded_from(rounded_rows(up.in, c.max_tokens, w.region[by_which(kHiddenW, c.which)]), t0);
   const size_t N = c.layer->shape.head_size;
-  multiply_tile(up, head * N, N, x, t1 - t0, static_cast<float*>(c.out[DUETP_LOWRANK_OUT]) + t0 * up.out + head * N, up.out, {&up, (head + 1) * N, N});
+  const Place out = {static_cast<float*>(c.out[DUETP_LOWRANK_OUT]), up.out, false};
+  multiply_tile(up, head * N, N, x, t1 - t0, out.at(t0, head * N), {&up, (head + 1) * N, N});
 }
 void channel_mix_key(const Call& c, Worker& w) {
   multiply_into(c, w, token_product(c, DUETP_T_FFN_KEY, w.region[kMixed], nullptr, c.layer->bf16, Finish::kRelu2), kKey, DUETP_T_FFN_VALUE);

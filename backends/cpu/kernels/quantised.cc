@@ -120,15 +120,17 @@ HWY_INLINE hn::Vec<Floats> Lanes(const Matrix& m, const uint8_t* w, const Bf16* 
   return y;
 }
 
-void MultiplyTile(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld) {
+void MultiplyTile(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, Place out) {
   const Floats d;
   const size_t lanes = hn::Lanes(d), tile_bytes = x.groups * kGroup * kTile / (m.dtype == DUET_I4 ? 2 : 1);
   for (size_t o = first; o < first + count; o += lanes) {
     const size_t t = o / kTile, lane = o % kTile, scales = t * x.groups * kTile + lane;
     const uint8_t* w = static_cast<const uint8_t*>(m.data) + t * tile_bytes + lane * 4;
-    for (size_t row = 0; row < rows; ++row)
-      hn::StoreU(Lanes(m, w, static_cast<const Bf16*>(m.scale) + scales, static_cast<const Bf16*>(m.minimum) + (m.minimum ? scales : 0), x, row), d,
-                 y + row * ld + (o - first));
+    for (size_t row = 0; row < rows; ++row) {
+      const auto y = Lanes(m, w, static_cast<const Bf16*>(m.scale) + scales, static_cast<const Bf16*>(m.minimum) + (m.minimum ? scales : 0), x, row);
+      float* to = out.at(row, o - first).y;
+      hn::StoreU(out.add ? hn::Add(hn::LoadU(d, to), y) : y, d, to);
+    }
   }
 }
 
@@ -159,9 +161,9 @@ void round_rows(const float* x, size_t in, size_t rows, const RoundedRows& out) 
   for (size_t g = 0; g < out.groups; ++g) round_groups(x + g * kGroup, in, std::min(kGroup, in - g * kGroup), rows, out, g);
 }
 
-void multiply_tile(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, Slice next) {
-  if (const auto own = integer_product()) return own(w, first, count, x, rows, y, ld, next);
-  HWY_DYNAMIC_DISPATCH(MultiplyTile)(w, first, count, x, rows, y, ld);
+void multiply_tile(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, Place out, Slice next) {
+  if (const auto own = integer_product()) return own(w, first, count, x, rows, out, next);
+  HWY_DYNAMIC_DISPATCH(MultiplyTile)(w, first, count, x, rows, out);
 }
 
 void widen_row(const Matrix& w, size_t row, float* y) {

@@ -48,6 +48,13 @@ VNNI __m512 floats16(const uint16_t* bf16) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bf16))), 16));
 }
 
+// dot + products of four unsigned bytes of a and four signed ones of b in each lane. Not the intrinsic: for it g++ 12 copies every
+// sum from one register to another and back.
+VNNI __m512i add_products(__m512i dot, __m512i a, __m512i b) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(dot) : "v"(a), "v"(b));
+  return dot;
+}
+
 // What products of several rows fetch from memory meanwhile, evenly over the groups of all blocks of rows: the two tiles that come
 // next, then their scales and minimums
 struct Ahead {
@@ -92,9 +99,11 @@ struct Streams {
   }
 };
 
-// T tiles x R rows
+// T tiles x R rows. The lines of `out` are asked for before, since they may be in memory.
 template <bool I4, size_t T, size_t R, class Fetch>
-VNNI void product(const Tiles& m, const RoundedRows& x, float* out, size_t ld, Fetch& ahead) {
+VNNI void product(const Tiles& m, const RoundedRows& x, const Place& out, Fetch& ahead) {
+  const auto place = [&](size_t r, size_t t) { return out.at(r, t * m.apart * kTile).y; };
+  UNROLL for (size_t r = 0; r < R; ++r) UNROLL for (size_t t = 0; t < T; ++t) __builtin_prefetch(place(r, t), 1);
   const size_t w_step = m.apart * m.groups * kGroupBytes<I4>, scale_step = m.apart * m.groups * kTile;
   __m512 y[R][T];
   UNROLL for (size_t r = 0; r < R; ++r) UNROLL for (size_t t = 0; t < T; ++t) y[r][t] = _mm512_setzero_ps();
@@ -122,10 +131,10 @@ VNNI void product(const Tiles& m, const RoundedRows& x, float* out, size_t ld, F
       UNROLL for (size_t r = 0; r < R; ++r) {
         const int8_t* at = q + r * x.groups * kGroup + i;
         const __m512i first = _mm512_set1_epi32(four(at));
-        UNROLL for (size_t t = 0; t < T; ++t) dot[r][t] = _mm512_dpbusd_epi32(dot[r][t], a[t], first);
+        UNROLL for (size_t t = 0; t < T; ++t) dot[r][t] = add_products(dot[r][t], a[t], first);
         if (I4) {
           const __m512i second = _mm512_set1_epi32(four(at + 4));
-          UNROLL for (size_t t = 0; t < T; ++t) dot[r][t] = _mm512_dpbusd_epi32(dot[r][t], b[t], second);
+          UNROLL for (size_t t = 0; t < T; ++t) dot[r][t] = add_products(dot[r][t], b[t], second);
         }
       }
     }
@@ -140,41 +149,40 @@ VNNI void product(const Tiles& m, const RoundedRows& x, float* out, size_t ld, F
       UNROLL for (size_t r = 0; r < R; ++r) y[r][t] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(x.offset[r * x.groups + g]), y[r][t]);
     }
   }
-  UNROLL for (size_t r = 0; r < R; ++r) UNROLL for (size_t t = 0; t < T; ++t) _mm512_storeu_ps(out + r * ld + t * m.apart * kTile, y[r][t]);
+  UNROLL for (size_t r = 0; r < R; ++r) UNROLL for (size_t t = 0; t < T; ++t) _mm512_storeu_ps(place(r, t), out.add ? _mm512_add_ps(_mm512_loadu_ps(place(r, t)), y[r][t]) : y[r][t]);
 }
 
 // T tiles for all rows, at most R at a time, in blocks of nearly one size: the tiles stay in L1
 template <bool I4, size_t T, size_t R>
-VNNI_FN void rows_of(const Tiles& m, const RoundedRows& all, size_t rows, float* y, size_t ld, Ahead ahead) {
-  RoundedRows x = all;
-  for (size_t n = rows - std::min(rows, (rows + R - 1) / R * (R - 1)); n > 0; --n, rows -= R, x = rounded_from(x, R), y += R * ld)
-    product<I4, T, R>(m, x, y, ld, ahead);
+VNNI_FN void rows_of(const Tiles& m, RoundedRows x, size_t rows, Place out, Ahead ahead) {
+  for (size_t n = rows - std::min(rows, (rows + R - 1) / R * (R - 1)); n > 0; --n, rows -= R, x = rounded_from(x, R), out = out.at(R, 0))
+    product<I4, T, R>(m, x, out, ahead);
   if constexpr (R > 1)
-    if (rows > 0) rows_of<I4, T, R - 1>(m, x, rows, y, ld, ahead);
+    if (rows > 0) rows_of<I4, T, R - 1>(m, x, rows, out, ahead);
 }
 
 template <bool I4>
-VNNI_FN void one_row(const Tiles& m, const RoundedRows& x, float* y, Streams<I4> ahead) {
-  product<I4, 4, 1>(m, x, y, 0, ahead);
+VNNI_FN void one_row(const Tiles& m, const RoundedRows& x, const Place& out, Streams<I4> ahead) {
+  product<I4, 4, 1>(m, x, out, ahead);
 }
 
 // One row waits for memory, which likes few long streams: four, each of a quarter of the outputs. More rows are bound by the
 // products: two tiles leave registers for six rows, and memory works evenly at the tiles to come.
 template <bool I4>
-void multiply_vnni(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, Slice next) {
+void multiply_vnni(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, const Place& out, Slice next) {
   const size_t n_tiles = (count + kTile - 1) / kTile;
   size_t t = 0;
   if (rows == 1) {
     const size_t apart = n_tiles / 4, next_apart = next.w && next.w->dtype == m.dtype ? next.count / kTile / 4 : 0;
     for (; t < apart; ++t)
-      one_row<I4>(tiles_at<I4>(m, first / kTile + t, apart), x, y + t * kTile, {t < next_apart ? tiles_at<I4>(*next.w, next.first / kTile + t, next_apart) : Tiles()});
+      one_row<I4>(tiles_at<I4>(m, first / kTile + t, apart), x, out.at(0, t * kTile), {t < next_apart ? tiles_at<I4>(*next.w, next.first / kTile + t, next_apart) : Tiles()});
     t = 4 * apart;
   }
   for (; t + 2 <= n_tiles; t += 2) {
     const Slice then = t + 4 <= n_tiles ? Slice{&m, first + (t + 2) * kTile} : next;
-    rows_of<I4, 2, 6>(tiles_at<I4>(m, first / kTile + t, 1), x, rows, y + t * kTile, ld, rows == 1 ? Ahead{} : ahead_of<I4>(then, x.groups, (rows + 5) / 6));
+    rows_of<I4, 2, 6>(tiles_at<I4>(m, first / kTile + t, 1), x, rows, out.at(0, t * kTile), rows == 1 ? Ahead{} : ahead_of<I4>(then, x.groups, (rows + 5) / 6));
   }
-  if (t < n_tiles) rows_of<I4, 1, 6>(tiles_at<I4>(m, first / kTile + t, 1), x, rows, y + t * kTile, ld, {});
+  if (t < n_tiles) rows_of<I4, 1, 6>(tiles_at<I4>(m, first / kTile + t, 1), x, rows, out.at(0, t * kTile), {});
 }
 
 // ---- AVX2: products of bytes come in pairs of 16 bits, which must not overflow ----
@@ -193,7 +201,7 @@ AVX2 __m256i dot_i4(__m256i a, __m256i x, __m256i b, __m256i z) {
 
 // Half a tile, eight outputs, x R rows
 template <bool I4, size_t R>
-AVX2_FN void half_product(const Tiles& m, size_t half, const RoundedRows& x, float* out, size_t ld) {
+AVX2_FN void half_product(const Tiles& m, size_t half, const RoundedRows& x, const Place& out) {
   __m256 y[R];
   UNROLL for (size_t r = 0; r < R; ++r) y[r] = _mm256_setzero_ps();
   for (size_t g = 0; g < x.groups; ++g) {
@@ -218,28 +226,31 @@ AVX2_FN void half_product(const Tiles& m, size_t half, const RoundedRows& x, flo
       if (I4) y[r] = _mm256_fmadd_ps(floats8(m.minimum + g * kTile + half * 8), _mm256_set1_ps(x.offset[at]), y[r]);
     }
   }
-  UNROLL for (size_t r = 0; r < R; ++r) _mm256_storeu_ps(out + r * ld + half * 8, y[r]);
+  UNROLL for (size_t r = 0; r < R; ++r) {
+    float* to = out.at(r, half * 8).y;
+    _mm256_storeu_ps(to, out.add ? _mm256_add_ps(_mm256_loadu_ps(to), y[r]) : y[r]);
+  }
 }
 
 template <bool I4>
-void multiply_avx2(const Matrix& m, size_t first, size_t count, const RoundedRows& all, size_t rows, float* y, size_t ld) {
+void multiply_avx2(const Matrix& m, size_t first, size_t count, const RoundedRows& all, size_t rows, const Place& out) {
   for (size_t o = 0; o < count; o += kTile) {
     const Tiles w = tiles_at<I4>(m, (first + o) / kTile, 1);
     for (size_t half = 0; half < 2; ++half) {
       size_t row = 0;
-      for (; row + 4 <= rows; row += 4) half_product<I4, 4>(w, half, rounded_from(all, row), y + row * ld + o, ld);
-      for (; row < rows; ++row) half_product<I4, 1>(w, half, rounded_from(all, row), y + row * ld + o, ld);
+      for (; row + 4 <= rows; row += 4) half_product<I4, 4>(w, half, rounded_from(all, row), out.at(row, o));
+      for (; row < rows; ++row) half_product<I4, 1>(w, half, rounded_from(all, row), out.at(row, o));
     }
   }
 }
 
 bool vnni_forbidden = false, avx2_forbidden = false;
 
-void vnni(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, Slice next) {
-  m.dtype == DUET_I4 ? multiply_vnni<true>(m, first, count, x, rows, y, ld, next) : multiply_vnni<false>(m, first, count, x, rows, y, ld, next);
+void vnni(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, Place out, Slice next) {
+  m.dtype == DUET_I4 ? multiply_vnni<true>(m, first, count, x, rows, out, next) : multiply_vnni<false>(m, first, count, x, rows, out, next);
 }
-void avx2(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, float* y, size_t ld, Slice) {
-  m.dtype == DUET_I4 ? multiply_avx2<true>(m, first, count, x, rows, y, ld) : multiply_avx2<false>(m, first, count, x, rows, y, ld);
+void avx2(const Matrix& m, size_t first, size_t count, const RoundedRows& x, size_t rows, Place out, Slice) {
+  m.dtype == DUET_I4 ? multiply_avx2<true>(m, first, count, x, rows, out) : multiply_avx2<false>(m, first, count, x, rows, out);
 }
 
 }  // namespace
