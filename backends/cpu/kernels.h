@@ -86,7 +86,7 @@ void add_parts(const float* parts, size_t n, size_t ld, size_t count, float* y);
 // ---- transpose.cc: rows [from, to) of [rows,columns] to their columns of [columns,rows]; elements of 2 or 4 bytes ----
 void transpose(const void* in, size_t element, size_t rows, size_t columns, size_t from, size_t to, void* out);
 
-// ---- quantised.cc, quantised_x86.cc: the same for q8 and q4 weights, whose inputs are rounded first ----
+// ---- quantised*.cc: the same for q8 and q4 weights, whose inputs are rounded first ----
 constexpr size_t kGroup = DUETP_QUANTISED_GROUP, kTile = DUETP_QUANTISED_TILE;
 struct RoundedRows {  // [rows][groups]; see duetp_round_input
   size_t groups;
@@ -111,14 +111,14 @@ struct Place {  // of what a product gives: rows, ld apart, in whole tiles
   bool add;  // to the f32 already there
   Place at(size_t row, size_t output) const { return {y + row * ld + output, ld, add}; }
 };
-// `first` is a multiple of kTile. A row's bits are the same in both modes; on x86-64 also with VNNI and with AVX2. `next`: what
+// `first` is a multiple of kTile. A row's bits are the same in both modes; on x86-64 also whichever integer product computes them. `next`: what
 // this thread will probably be asked for next, to be fetched meanwhile. With one row, the more outputs at once, the longer the
 // streams in which their weights are read.
 void multiply_tile(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, Place out, Slice next);
 using IntegerProduct = void (*)(const Matrix& w, size_t first, size_t count, const RoundedRows& x, size_t rows, Place out, Slice next);
 IntegerProduct integer_product();  // NULL: the CPU has none that we know
-void forbid_vnni();
-void forbid_avx2();
+enum class Integers { kNone, kAvx2, kAvxVnni, kVnni };  // products of bytes: on eight lanes, the same by vpdpbusd, on sixteen
+void limit_integers(Integers most);
 // y = row `row` of an embedding, in any dtype
 void widen_row(const Matrix& w, size_t row, float* y);
 
@@ -130,7 +130,7 @@ void pack_panel(const Matrix& w, size_t first, size_t count, bool bf16, void* pa
 // ---- bf16_dot.cc: vdpbf16ps, which Highway 1.0.3 lacks ----
 bool has_bf16_dot();
 void forbid_bf16_dot();
-// "avx3", "avx2", "sse4" or "baseline": nothing newer is used from now on, in the whole process. False for another name.
+// "avx3", "avxvnni", "avx2", "sse4" or "baseline": nothing newer is used from now on, in the whole process. False for another name.
 bool limit_instruction_set(std::string_view name);
 // as multiply_tile, for bf16 weights [out,in]
 void multiply_tile_bf16_dot(const Matrix& w, size_t first, size_t count, const void* x, size_t rows, float* tile, size_t next);

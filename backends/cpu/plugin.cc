@@ -19,7 +19,7 @@ const char* refuses(void*, const duetp_shape*, duet_dtype weights, uint32_t rung
 duet_status open_plugin(const duetp_host* host, void** self) {
   return guarded(*host, [&]() -> duet_status {
     const char* isa = host->option(host->self, "isa");  // before Device: oneDNN's first product fixes its choice
-    if (isa && !limit_instruction_set(isa)) return host->fail(host->self, DUET_E_INVALID, "the option isa (DUET_CPU_ISA) is avx3, avx2, sse4 or baseline");
+    if (isa && !limit_instruction_set(isa)) return host->fail(host->self, DUET_E_INVALID, "the option isa (DUET_CPU_ISA) is avx3, avxvnni, avx2, sse4 or baseline");
     auto d = std::make_unique<Device>();
     std::memcpy(&d->host, host, std::min<size_t>(host->size, sizeof d->host));
     d->table.size = sizeof d->table;

@@ -11,20 +11,19 @@ bool limit_instruction_set(std::string_view name) {
     std::string_view name;
     int64_t target;
     dnnl::cpu_isa products;  // oneDNN's
+    Integers integers;
   };
-  static constexpr Level kLevels[] = {{"avx3", HWY_AVX3, dnnl::cpu_isa::avx512_core},  // AVX-512 without products of bf16
-                                      {"avx2", HWY_AVX2, dnnl::cpu_isa::avx2},
-                                      {"sse4", HWY_SSE4, dnnl::cpu_isa::sse41},
-                                      {"baseline", 0, dnnl::cpu_isa::sse41}};  // what the compiler was told to take for granted
+  static constexpr Level kLevels[] = {{"avx3", HWY_AVX3, dnnl::cpu_isa::avx512_core, Integers::kAvx2},  // AVX-512 without products of bf16 and of bytes
+                                      {"avxvnni", HWY_AVX2, dnnl::cpu_isa::avx2, Integers::kAvxVnni},
+                                      {"avx2", HWY_AVX2, dnnl::cpu_isa::avx2, Integers::kAvx2},
+                                      {"sse4", HWY_SSE4, dnnl::cpu_isa::sse41, Integers::kNone},
+                                      {"baseline", 0, dnnl::cpu_isa::sse41, Integers::kNone}};  // what the compiler was told to take for granted
   for (const Level& l : kLevels) {
     if (l.name != name) continue;
     hwy::DisableTargets(l.target ? l.target - 1 : ~int64_t{0});  // a better target is a lower bit; the baseline cannot be disabled
     hwy::GetChosenTarget().DeInit();
     forbid_bf16_dot();
-    if (l.target == HWY_AVX3 || l.target == HWY_AVX2)
-      forbid_vnni();
-    else
-      forbid_avx2();
+    limit_integers(l.integers);
     (void)dnnl::set_max_cpu_isa(l.products);  // refused once a product has been made: then it keeps the best, which is as right
     return true;
   }

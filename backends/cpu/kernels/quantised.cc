@@ -1,6 +1,6 @@
 // Products with q8 and q4 weights for every instruction set, the rounding of their inputs, and rows of a quantised embedding.
 // Integers of up to 24 bits are exact in f32, so sums within a group are exact here as in the integer kernels of
-// quantised_x86.cc; over groups both add in the same order.
+// quantised_vnni.cc and quantised_avx2.cc; over groups both add in the same order.
 #include "kernels.h"
 
 #undef HWY_TARGET_INCLUDE
