@@ -1,22 +1,24 @@
 #include "exec/memory.h"
 
+#include <algorithm>
 #include <cstdio>
 
 #include "base/error.h"
+#include "exec/cgroup.h"
 
 namespace duet {
 
-uint64_t free_host_memory() {
-  std::FILE* info = std::fopen("/proc/meminfo", "re");  // not a stream: those keep failures of memory to themselves
+uint64_t free_host_memory(const std::string& proc, const std::string& cgroups) {
+  const CgroupRoom room = cgroup_room(proc, cgroups);
+  std::FILE* info = std::fopen((proc + "/meminfo").c_str(), "re");  // not a stream: those keep failures of memory to themselves
   if (info == nullptr) return 0;
-  uint64_t kib = 0;
+  unsigned long long available = 0, swap = 0;  // KiB
   char line[128];
-  while (std::fgets(line, sizeof line, info)) {
-    unsigned long long value = 0;
-    if (std::sscanf(line, "MemAvailable: %llu kB", &value) == 1 || std::sscanf(line, "SwapFree: %llu kB", &value) == 1) kib += value;
-  }
+  while (std::fgets(line, sizeof line, info))
+    if (std::sscanf(line, "MemAvailable: %llu kB", &available) != 1) std::sscanf(line, "SwapFree: %llu kB", &swap);
   std::fclose(info);
-  return kib * 1024;
+  if (available == 0) return 0;
+  return std::max<uint64_t>(1, std::min<uint64_t>(available * 1024, room.memory) + std::min<uint64_t>(swap * 1024, room.swap));
 }
 
 uint64_t free_memory(const Device& device) { return device.has(DUETP_CAP_HOST_VISIBLE) ? free_host_memory() : device.free_memory(); }

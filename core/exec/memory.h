@@ -8,8 +8,9 @@
 
 namespace duet {
 
-// Memory that this process could still have, swap included; 0 = unknown.
-uint64_t free_host_memory();
+// Memory that this process could still have, swap included: what the system has and control groups (exec/cgroup.h) leave, at
+// least 1; 0 = unknown. Other folders are for tests.
+uint64_t free_host_memory(const std::string& proc = "/proc", const std::string& cgroups = "/sys/fs/cgroup");
 // Memory for what the device makes itself: the host's, where the CPU can read it. 0 = unknown.
 uint64_t free_memory(const Device& device);
 
