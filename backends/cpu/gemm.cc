@@ -1,6 +1,7 @@
 #include "gemm.h"
 
 #include <omp.h>
+#include <signal.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -134,6 +135,26 @@ const Gemm* Gemms::get(uint32_t depth, bool bf16) {
   return usable(*all_.back());
 }
 
+namespace {
+
+// oneDNN's kernels of f32 for AVX2 move the stack pointer into a buffer of theirs, where the frame of a signal handler would not fit
+// and destroy the heap. So a signal waits for the product, some tens of microseconds. Those of faults cannot wait.
+class SignalsWait {
+ public:
+  SignalsWait() {
+    sigset_t those;
+    ::sigfillset(&those);
+    for (const int fault : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT}) ::sigdelset(&those, fault);
+    ::pthread_sigmask(SIG_BLOCK, &those, &before_);
+  }
+  ~SignalsWait() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+ private:
+  sigset_t before_;
+};
+
+}  // namespace
+
 void GemmThread::prepare(const Gemm& g) {
   if (g.index >= arguments_.size()) arguments_.resize(g.index + 1);
   Arguments& a = arguments_[g.index];
@@ -153,6 +174,7 @@ void GemmThread::run(const Gemm& g, const void* rows, const void* panel, float* 
   a.scratch.set_data_handle(scratch);
   const dnnl_exec_arg_t args[] = {
       {DNNL_ARG_SRC, a.rows.get()}, {DNNL_ARG_WEIGHTS, a.panel.get()}, {DNNL_ARG_DST, a.tile.get()}, {DNNL_ARG_SCRATCHPAD, a.scratch.get()}};
+  const SignalsWait until_done;
   dnnl::error::wrap_c_api(dnnl_primitive_execute(g.primitive.get(), stream_.get(), 4, args), "a matrix product failed");
 }
 

@@ -2,6 +2,9 @@
 // How far it is from the reference, duet-conform checks (tests/conform).
 #include "conform/stage.h"
 
+#include <signal.h>
+#include <sys/time.h>
+
 #include <cmath>
 #include <cstring>
 
@@ -77,6 +80,32 @@ TEST_CASE("the number of threads does not change a bit", "[threads]") {
         }
       }
   }
+}
+
+// A handler runs on the stack of whoever is interrupted, which kernels of oneDNN move elsewhere.
+TEST_CASE("a signal during a product does not change a bit") {
+  const Model model(shape_of(2, 3, 64, 256, 67), DUET_F32);
+  Device d(plugin(), 1);
+  const Model::Layers layers(d, model);
+  const auto run = [&] {
+    State state(d, model.shape, kSlots);
+    return run_stage(d, model, layers, channel_mix(), {{250}, {1}, {0}}, DUET_MODE_PARALLEL, state);
+  };
+  const Outcome quiet = run();
+  static volatile sig_atomic_t arrived;
+  arrived = 0;
+  struct sigaction action {}, before {};
+  action.sa_handler = [](int) { arrived = arrived + 1; };
+  action.sa_flags = SA_RESTART;
+  sigaction(SIGALRM, &action, &before);
+  const itimerval often{{0, 50}, {0, 50}}, never{};
+  setitimer(ITIMER_REAL, &often, nullptr);
+  bool same = true;
+  for (int i = 0; i < 300 || (arrived < 100 && i < 100000); ++i) same = same && run() == quiet;
+  setitimer(ITIMER_REAL, &never, nullptr);
+  sigaction(SIGALRM, &before, nullptr);
+  CHECK(same);
+  CHECK(arrived >= 100);
 }
 
 TEST_CASE("what else is in the batch does not change a bit") {
